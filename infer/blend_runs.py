@@ -1,0 +1,52 @@
+"""Blend finished runs: weights from their held-out tables, applied to their test predictions.
+
+Knows run folders and tables; nothing of the methods behind them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from infer.blend import apply, fit_weights
+from infer.calibration import apply_temperature, crossfit_temperature, fit_temperature, write_calibration
+from infer.files import write_json
+from infer.logs import open_log
+from infer.predictions import Predictions, average
+from models.settings import Settings
+
+
+def blend_runs(settings: Settings) -> Predictions:
+    """The blend's test predictions; leaves heldout.csv, blend.json, predictions.csv, submission.csv in the run folder.
+
+    Raises ValueError for fewer than two runs, runs that are not finished, and runs with other rows or folds.
+    """
+    from infer.run import deliver
+
+    runs = settings.blend.runs
+    if len(runs) < 2:
+        raise ValueError(f"blend.runs={runs}: name two or more finished runs: 'blend.runs=[runs/a/seed42,runs/b/seed42]'.")
+    heldout = {name: _table(name, "heldout.csv", "python -m train") for name in runs}
+    test = {name: _table(name, "predictions.csv", "python -m infer") for name in runs}
+    folder = Path(settings.run_dir)
+    log = open_log(folder / "infer.log", main=True)
+    blend = fit_weights(heldout)
+    blended = average(list(heldout.values()), [blend.weights[name] for name in heldout])
+    temperature = fit_temperature(blended)
+    write_calibration(folder / "calibration.json", temperature, blended)
+    blended.write(folder / "heldout.csv")
+    record = asdict(blend) | {"temperature": temperature, "calibrated": crossfit_temperature(blended).log_loss()}
+    write_json(folder / "blend.json", record)
+    for name in runs:
+        log.info(f"  {blend.weights[name]:6.3f}  {blend.alone[name]:.4f}  {name}")
+    log.info(f"held-out log loss of the blend: {blend.cross_fitted:.4f} cross-fitted, {blend.in_sample:.4f} in-sample")
+    predictions = apply_temperature(apply(blend.weights, test), temperature)
+    deliver(predictions, settings.task, folder)
+    return predictions
+
+
+def _table(run: str, name: str, command: str) -> Predictions:
+    path = Path(run) / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: run {command} for {run} first.")
+    return Predictions.read(path)

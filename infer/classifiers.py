@@ -1,0 +1,47 @@
+"""The ways of answering by name: made from settings, saved as checkpoints, loaded back whatever their method.
+
+Knows which class stands behind a method's name; every one of them has predict_proba(rows).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from models.checkpoint import read_identity, write_identity
+from models.settings import MethodSettings
+
+
+def _kinds() -> dict[str, Any]:
+    from infer.baselines import ClassPrior, Features, Length, Tfidf, Uniform
+
+    return {"uniform": Uniform, "prior": ClassPrior, "length": Length, "tfidf": Tfidf, "features": Features}
+
+
+def make_classifier(method: MethodSettings, *, seed: int) -> Any:
+    """An unfitted classifier with fit(rows); the encoder, which needs a training loop, is made by train.fold."""
+    kinds = _kinds()
+    if method.name not in kinds:
+        raise ValueError(f"method.name={method.name!r} does not learn by fit(rows); those that do: {', '.join(kinds)}.")
+    kind = kinds[method.name]
+    return kind(seed=seed) if method.name == "features" else kind()
+
+
+def save_classifier(classifier: Any, folder: Path, *, method: str) -> None:
+    """Write a checkpoint of any method. The identity comes last: it says that the folder is whole."""
+    classifier.save(folder)
+    if method != "encoder":  # whose identity holds its reading too
+        write_identity(folder, task="arena", method=method)
+
+
+def load_classifier(folder: Path) -> Any:
+    """The classifier of a checkpoint folder. Raises ValueError for another task or label order, see read_identity."""
+    method = read_identity(folder)["method"]
+    if method == "encoder":
+        from infer.encoder import EncoderClassifier
+
+        return EncoderClassifier.load(folder)
+    kinds = _kinds()
+    if method not in kinds:
+        raise ValueError(f"{folder} was made by the method {method!r}, which this version does not know. Update tiebreak.")
+    return kinds[method].load(folder)

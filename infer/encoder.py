@@ -1,0 +1,139 @@
+"""A fine-tuned encoder as a soft classifier: rows in, a probability per label out, both orders averaged.
+
+The held-out table of training and the submission both come from here. Knows checkpoints, nothing of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from infer.ranks import is_main, over_ranks
+from models.checkpoint import read_identity, write_identity
+from models.encoder import PairClassifier, load_encoder
+from models.precision import device_and_precision
+from models.reader import FeatureScale, PairFeatures, PairReader, load_tokenizer, make_reader, pair_features, row_tokens
+from models.tasks.arena import LABELS, SWAP, ArenaRow
+from models.tasks.segments import TokenFields, tokenise_fields
+
+HEAD_FILE = "pair_head.safetensors"  # what the siamese head adds to the ordinary checkpoint
+
+
+class EncoderClassifier:
+    """A PairClassifier with its tokenizer and reading.
+
+    tta: the joint head reads both orders and the un-swapped probabilities are averaged; the siamese head needs no
+    second reading.
+    """
+
+    def __init__(
+        self, model: PairClassifier, tokenizer: Any, reader: PairReader, scale: FeatureScale | None = None, *,
+        tta: bool = True, base: str = "",
+    ) -> None:  # fmt: skip
+        self.model = model
+        self.tokenizer = tokenizer
+        self.reader = reader
+        self.scale = scale
+        self.tta = tta
+        self.base = base
+
+    def predict_proba(self, rows: Sequence[ArenaRow], *, batch_rows: int = 32, precision: str = "auto") -> np.ndarray:
+        """(N, 3) float32, rows sum to one. Every process of a launch must call it; each reads its share."""
+        fields = tokenise_fields(rows, self.tokenizer)
+        return self.probs_of(fields, pair_features(rows, self.scale), batch_rows=batch_rows, precision=precision)[0]
+
+    def probs_of(
+        self, fields: Sequence[TokenFields], given: PairFeatures | None, *, batch_rows: int, precision: str = "auto"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 3) probabilities of tokenised rows, and (N,) how far the two orders disagreed (L1, 0 to 2)."""
+        device, kind, _ = device_and_precision(precision)
+        self.model.to(device).eval()
+        orders = (0, 1) if self.reader.head == "joint" and self.tta else (0,)
+        lengths = np.array([row_tokens(one) for one in fields])
+        longest_first = np.argsort(-lengths, kind="stable")  # running out of memory shows at once
+
+        def work(mine: np.ndarray) -> np.ndarray:
+            probs = np.empty((len(mine), len(orders), len(LABELS)), dtype=np.float32)
+            starts = range(0, len(mine), batch_rows)
+            for start in tqdm(starts, desc="predicting", unit="batch", leave=False, disable=not is_main() or None):
+                rows = mine[start : start + batch_rows]
+                for at, order in enumerate(orders):
+                    inputs = self.reader.batch(fields, [2 * int(row) + order for row in rows], given)
+                    probs[start : start + len(rows), at] = self._forward(inputs, device, kind)
+            return probs
+
+        probs = over_ranks(longest_first, work)  # (N, orders, 3)
+        if len(orders) == 1:
+            return probs[:, 0], np.zeros(len(probs), dtype=np.float32)
+        back = probs[:, 1][:, list(SWAP)]
+        return (probs[:, 0] + back) / 2, np.abs(probs[:, 0] - back).sum(axis=1)
+
+    def _forward(self, inputs: dict[str, torch.Tensor], device: str, precision: str) -> np.ndarray:
+        half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+        with torch.inference_mode(), torch.autocast(device, dtype=half, enabled=half is not None):
+            logits = self.model(**{name: tensor.to(device) for name, tensor in inputs.items()})
+        if not bool(torch.isfinite(logits).all()):
+            raise ValueError(
+                f"The network gave a logit that is not a number in {precision}. Predict with trainer.precision=fp32, "
+                "or train again with a lower trainer.learning_rate."
+            )
+        return torch.softmax(logits.float(), dim=-1).cpu().numpy()
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint that AutoModelForSequenceClassification opens, with what the pair reading adds beside it."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.encoder.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if self.model.siamese is not None:
+            save_file({k: v.contiguous().cpu() for k, v in self.model.siamese.state_dict().items()}, folder / HEAD_FILE)
+        scale = (
+            None
+            if self.scale is None
+            else {"mean": self.scale.mean.tolist(), "deviation": self.scale.deviation.tolist()}
+        )
+        write_identity(
+            folder,
+            task="arena",
+            method="encoder",
+            base=self.base,
+            head=self.reader.head,
+            budget_tokens=self.reader.budget_tokens,
+            prompt_share=self.reader.prompt_share,
+            tta=self.tta,
+            feature_scale=scale,
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> EncoderClassifier:
+        """The classifier of a checkpoint folder; needs nothing outside it. Raises ValueError, see read_identity."""
+        from safetensors.torch import load_file
+
+        identity = read_identity(folder)
+        tokenizer = load_tokenizer(folder)
+        stored = identity["feature_scale"]
+        scale = None if stored is None else FeatureScale(np.array(stored["mean"]), np.array(stored["deviation"]))
+        reader = make_reader(
+            tokenizer,
+            head=identity["head"],
+            budget_tokens=identity["budget_tokens"],
+            prompt_share=identity["prompt_share"],
+        )
+        model = build_model(load_encoder(str(folder)), identity["head"], scale)
+        if model.siamese is not None:
+            model.siamese.load_state_dict(load_file(folder / HEAD_FILE))
+        return cls(model, tokenizer, reader, scale, tta=identity["tta"], base=identity["base"])
+
+
+def build_model(encoder: torch.nn.Module, head: str, scale: FeatureScale | None) -> PairClassifier:
+    """A PairClassifier whose head has room for the features of `scale`."""
+    from models.reader import odd_columns
+
+    odd = odd_columns() if scale is not None else np.array([], dtype=bool)
+    return PairClassifier(encoder, head, int(odd.sum()), int((~odd).sum()))

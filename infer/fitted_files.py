@@ -1,0 +1,50 @@
+"""Keeps a fitted classifier in a folder: settings as JSON, scikit-learn parts by skops, which runs no code.
+
+Knows files; never what a part predicts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from infer.files import write_atomically, write_json
+
+SETTINGS_FILE = "settings.json"
+# The compiled types of scikit-learn that skops does not trust by itself; anything else in a file is refused.
+TRUSTED_TYPES = ["sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor", "sklearn.tree._tree.Tree"]
+
+
+def save_fitted(folder: str | Path, kind: str, settings: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """Writes one .skops file per part, then `kind` and `settings` (JSON values): their file says that all is there."""
+    import skops.io
+
+    for name, part in parts.items():
+        with write_atomically(Path(folder) / f"{name}.skops") as temporary:
+            skops.io.dump(part, temporary)
+    write_json(Path(folder) / SETTINGS_FILE, {"kind": kind, "settings": dict(settings), "parts": sorted(parts)})
+
+
+def load_fitted(folder: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and parts as saved. Refuses a folder that holds another kind, or that holds none."""
+    import skops.io
+
+    content = read_settings(folder)
+    if content["kind"] != kind:
+        raise ValueError(
+            f"{folder} holds a classifier of kind {content['kind']!r}, expected {kind!r}. Load it by that class."
+        )
+    parts = {name: skops.io.load(Path(folder) / f"{name}.skops", trusted=TRUSTED_TYPES) for name in content["parts"]}
+    return content["settings"], parts
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """kind, settings and the names of the parts of a saved classifier."""
+    path = Path(folder) / SETTINGS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist, expected a folder that save() wrote. Fit and save the classifier first."
+        )
+    return json.loads(path.read_text(encoding="utf-8"))

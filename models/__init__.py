@@ -1,0 +1,1 @@
+"""What is asked and what answers: tasks (rows, text, labels) and the networks that give label logits."""

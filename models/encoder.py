@@ -1,0 +1,163 @@
+"""An encoder that reads a pair of answers: label logits out of token ids.
+
+Two heads over one ordinary sequence-classification network of three outputs:
+
+joint    one sequence holds prompt and both answers; the network's outputs are the logits.
+siamese  prompt + answer is read once per answer with the same weights. The outputs (f_a, f_b, f_tie) of the two
+         readings x and y of answers A and B make the logits
+
+             score  s(x) = f_a(x) - f_b(x),   d = s(x) - s(y)  [+ w . (phi_A - phi_B)]
+             logit(model_a) = d / 2,  logit(model_b) = -d / 2
+             logit(tie)     = f_tie(x) + f_tie(y) - slope * |d|  [+ v . |phi_A - phi_B| + u . sigma]
+
+         so exchanging the answers exchanges the first two logits and leaves the third: exactly, by construction
+         (Bradley-Terry with ties; the brackets are the pair features, where they are switched on).
+
+Knows token ids and tensors, never text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SiameseHead(nn.Module):
+    """Antisymmetric logits of two readings.
+
+    pair_size: how many features describe how A differs from B (antisymmetric: a swap negates them);
+    even_size: how many describe the pair as a whole (a swap leaves them). Both 0 without pair features.
+    """
+
+    def __init__(self, pair_size: int = 0, even_size: int = 0) -> None:
+        super().__init__()
+        # softplus(0.5413) = 1: a tie loses as much as the winner's full score difference gains.
+        self.slope = nn.Parameter(torch.tensor(0.5413))
+        # Zero weights: training starts from what the text says, and no feature can break the first steps.
+        self.odd = nn.Linear(pair_size, 1, bias=False) if pair_size else None
+        self.even = nn.Linear(pair_size + even_size, 1, bias=False) if pair_size + even_size else None
+        for layer in (self.odd, self.even):
+            if layer is not None:
+                nn.init.zeros_(layer.weight)
+
+    def forward(self, readings: Tensor, odd: Tensor | None = None, even: Tensor | None = None) -> Tensor:
+        """(B, 3) float32 logits.
+
+        readings: (2B, 3), answers A and B of a row in turn. odd: (B, pair_size). even: (B, even_size).
+        """
+        first, second = readings.float().unflatten(0, (-1, 2)).unbind(1)  # (2B, 3) -> two of (B, 3)
+        difference = (first[:, 0] - first[:, 1]) - (second[:, 0] - second[:, 1])
+        tie = first[:, 2] + second[:, 2]
+        if self.odd is not None and odd is not None:
+            difference = difference + self.odd(odd).squeeze(-1)
+        if self.even is not None and odd is not None:
+            whole = odd.abs() if even is None else torch.cat([odd.abs(), even], dim=-1)
+            tie = tie + self.even(whole).squeeze(-1)
+        tie = tie - F.softplus(self.slope) * difference.abs()
+        return torch.stack([difference / 2, -difference / 2, tie], dim=-1)
+
+
+class PairClassifier(nn.Module):
+    """Label logits (B, 3) for a batch of pairs; wraps a transformers sequence-classification network."""
+
+    # The forward takes **kwargs down the line, so Trainer would believe that the loss is already scaled for
+    # accumulation and multiply it by the number of micro-batches (environment trap T1).
+    accepts_loss_kwargs = False
+
+    def __init__(self, encoder: nn.Module, head: str, pair_size: int = 0, even_size: int = 0) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.siamese = SiameseHead(pair_size, even_size) if head == "siamese" else None
+
+    @property
+    def head(self) -> str:
+        return "joint" if self.siamese is None else "siamese"
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        odd: Tensor | None = None,
+        even: Tensor | None = None,
+    ) -> Tensor:
+        """(B, 3) float32 logits. input_ids, attention_mask, token_type_ids: (B, T) joint, (2B, T) siamese."""
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None and getattr(self.encoder.config, "type_vocab_size", 0) > 1:
+            inputs["token_type_ids"] = token_type_ids
+        outputs = self.encoder(**inputs).logits
+        if self.siamese is None:
+            return outputs.float()
+        return self.siamese(outputs, odd, even)
+
+
+def load_encoder(source: str, *, dropout: float | None = None, vocab_size: int | None = None) -> nn.Module:
+    """A sequence-classification network with three outputs named after the labels, weights in float32.
+
+    source: a folder or hub name from `resolve_model`. dropout: overrides every dropout of the config.
+    vocab_size: grows the embedding where the tokenizer has more tokens than it has rows (never shrinks it).
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.utils import logging as transformers_logging
+
+    from models.names import only_safetensors
+    from models.tasks.arena import LABELS
+
+    config = AutoConfig.from_pretrained(source)
+    config.num_labels = len(LABELS)
+    config.id2label = dict(enumerate(LABELS))
+    config.label2id = {label: index for index, label in enumerate(LABELS)}
+    config.problem_type = "single_label_classification"
+    if dropout is not None:
+        for key in [key for key in vars(config) if "dropout" in key and isinstance(getattr(config, key), float)]:
+            setattr(config, key, dropout)
+    # The report of newly initialised head weights says nothing that a user of a pre-trained encoder can act on.
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # of a second's loading; the rows have bars of their own
+    try:
+        # float32 whatever the file holds: fp16 weights cannot be trained (trap T8); pickles only where nothing else is.
+        encoder = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True if only_safetensors(source) else None,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+        )
+        rows = encoder.get_input_embeddings().weight.shape[0]
+        if vocab_size is not None and vocab_size > rows:
+            encoder.resize_token_embeddings(vocab_size, pad_to_multiple_of=8)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    return encoder
+
+
+def freeze_lowest(encoder: nn.Module, layers: int) -> int:
+    """Stop the gradients of the embeddings (layers >= 1) and of the lowest layers - 1 blocks; how many weights that froze."""
+    frozen = 0
+    for name, parameter in encoder.named_parameters():
+        if layers and depth(name) < layers:
+            parameter.requires_grad_(False)
+            frozen += parameter.numel()
+    return frozen
+
+
+def depth(name: str) -> int:
+    """How far above the tokens a parameter stands: embeddings 0, block i at i + 1, the head above all."""
+    parts = name.split(".")
+    if "embeddings" in parts or "rel_embeddings" in parts:
+        return 0
+    if "layer" in parts:
+        at = parts.index("layer") + 1
+        if at < len(parts) and parts[at].isdigit():
+            return int(parts[at]) + 1
+    if "encoder" in parts[1:]:  # DeBERTa's relative embeddings and norm serve all blocks
+        return 0
+    return HEAD_DEPTH
+
+
+HEAD_DEPTH = 10_000

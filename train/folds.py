@@ -1,0 +1,132 @@
+"""Which rows are held out together: stratified folds that never split a prompt, and the file that keeps them.
+
+Knows rows and their prompts; never an answer order: swapping comes after, so both orders of a row share its fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from models.tasks.arena import LABELS, ArenaRow
+from models.tasks.groups import prompt_groups
+from models.tasks.tables import read_table, require_columns, write_atomically
+
+NEVER = -1  # the fold of a row that no fold holds out
+FINEST_PARTS = 20  # a single held-out part is some of these, so its share is right to 5 % of the rows
+
+
+def make_folds(rows: Sequence[ArenaRow], *, count: int, seed: int, holdout: float | None = None) -> np.ndarray:
+    """(N,) int64 fold of each row, with alike label shares in every fold and each prompt in one fold only.
+
+    count: 2 or more folds, numbered from 0. holdout: instead, one part of about this share of the rows is fold 0 and
+    the others are -1, never held out; count is then not used.
+    Refuses unlabelled rows, and fewer prompts, or rows of one label, than parts.
+    """
+    if holdout is None:
+        return _parts(rows, count, seed, f"folds.count={count}")
+    if not 0 < holdout < 1:
+        raise ValueError(f"folds.holdout is {holdout}, expected a share of the rows between 0 and 1, as in 0.15.")
+    # Some of many equal parts: it has the stratifying and the grouping of whole folds at any share.
+    most = max(2, min(FINEST_PARTS, _most_parts(rows)))
+    share = Fraction(holdout).limit_denominator(most)
+    share = min(max(share, Fraction(1, most)), Fraction(most - 1, most))
+    parts = _parts(rows, share.denominator, seed, f"folds.holdout={holdout}")
+    return np.where(parts < share.numerator, 0, NEVER)
+
+
+def write_folds(path: str | Path, rows: Sequence[ArenaRow], folds: np.ndarray) -> None:
+    """A CSV of id, fold and prompt group, written atomically; `read_folds` takes it back."""
+    ids = [row.id for row in rows]
+    with write_atomically(path) as unfinished:
+        pd.DataFrame({"id": ids, "fold": folds, "group": prompt_groups(rows)}).to_csv(unfinished, index=False)
+
+
+def read_folds(path: str | Path, rows: Sequence[ArenaRow]) -> np.ndarray:
+    """(N,) int64 fold of each row as a file of id and fold says, joined by id; the file may be written by others.
+
+    Refuses ids that are missing, unknown or repeated, a fold that is no whole number from -1 up, and a prompt whose
+    rows are in two folds.
+    """
+    table = read_table(path)
+    require_columns(table, ("id", "fold"))
+    by_id: dict[str, int] = {}
+    for number, (row_id, fold) in enumerate(zip(table.frame["id"], table.frame["fold"], strict=True)):
+        if row_id in by_id:
+            raise ValueError(f"{table.place(number)}: id {row_id} is given twice. Keep one line per id.")
+        by_id[row_id] = _fold_number(fold, f"{table.place(number)}, id {row_id}")
+    _refuse_other_ids(path, [row.id for row in rows], by_id)
+    folds = np.array([by_id[row.id] for row in rows], dtype=np.int64)
+    _refuse_split_prompts(path, rows, folds)
+    return folds
+
+
+def _parts(rows: Sequence[ArenaRow], count: int, seed: int, setting: str) -> np.ndarray:
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if count < 2:
+        raise ValueError(f"{setting} gives {count} part(s), expected 2 or more.")
+    most = _most_parts(rows)
+    if most < count:
+        raise ValueError(
+            f"{setting} needs {count} different prompts and {count} rows of each label, but the {len(rows)} rows are "
+            f"enough for {most}. Ask for fewer folds or give more rows."
+        )
+    labels = [row.label_index for row in rows]
+    folds = np.full(len(rows), NEVER, dtype=np.int64)
+    splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
+    for fold, (_, held_out) in enumerate(splitter.split(labels, labels, prompt_groups(rows))):
+        folds[held_out] = fold
+    empty = sorted(set(range(count)) - set(folds.tolist()))
+    if empty:
+        raise ValueError(f"{setting} leaves fold {empty[0]} without rows: one prompt has most of them. Ask for fewer.")
+    return folds
+
+
+def _most_parts(rows: Sequence[ArenaRow]) -> int:
+    """Parts that could each have a prompt of their own and a row of every label there is."""
+    unlabelled = [row.id for row in rows if row.label_index is None]
+    if unlabelled:
+        raise ValueError(
+            f"{len(unlabelled)} rows have no label (id {', '.join(unlabelled[:3])}), but folds are stratified by it. "
+            f"Label them as one of {', '.join(LABELS)}."
+        )
+    counts = np.bincount([row.label_index or 0 for row in rows], minlength=len(LABELS))
+    return int(min(len(set(prompt_groups(rows).tolist())), counts[counts > 0].min(initial=len(rows))))
+
+
+def _fold_number(written: str | None, place: str) -> int:
+    try:
+        fold = int(written or "")
+    except ValueError:
+        fold = NEVER - 1
+    if fold < NEVER:
+        raise ValueError(
+            f"{place}: fold is '{written}', expected a whole number from 0, or {NEVER} for never held out."
+        )
+    return fold
+
+
+def _refuse_other_ids(path: str | Path, ids: Sequence[str], by_id: dict[str, int]) -> None:
+    missing = [row_id for row_id in ids if row_id not in by_id]
+    unknown = sorted(by_id.keys() - set(ids))
+    if not missing and not unknown:
+        return
+    said = [f"lacks {len(missing)} of the rows (id {', '.join(missing[:3])})"] if missing else []
+    said += [f"names {len(unknown)} ids that are no rows (id {', '.join(unknown[:3])})"] if unknown else []
+    raise ValueError(f"{path} {' and '.join(said)}. Give the folds of exactly these rows, or leave folds.file out.")
+
+
+def _refuse_split_prompts(path: str | Path, rows: Sequence[ArenaRow], folds: np.ndarray) -> None:
+    first: dict[int, int] = {}
+    for number, group in enumerate(prompt_groups(rows).tolist()):
+        other = first.setdefault(group, number)
+        if folds[other] != folds[number]:
+            raise ValueError(
+                f"{path} puts one prompt in two folds: id {rows[other].id} in {folds[other]}, id {rows[number].id} in "
+                f"{folds[number]}. A model would be scored on a prompt it learned from: give both the same fold."
+            )

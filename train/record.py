@@ -1,0 +1,90 @@
+"""What a run folder remembers: the settings it was started with, the machine, and which folds are done.
+
+Knows files and settings, nothing of networks.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infer.files import write_atomically, write_json
+from models.settings import FREE_KEYS, Settings, flatten
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "scikit-learn", "numpy", "pandas", "tiebreak")
+
+
+def open_run(settings: Settings) -> Path:
+    """The run folder, with config.yaml in it.
+
+    Raises ValueError where the folder belongs to a run with other settings: resuming would mix the two.
+    """
+    folder = Path(settings.run_dir)
+    config = folder / "config.yaml"
+    if config.is_file():
+        stored = _flatten_plain(yaml.safe_load(config.read_text(encoding="utf-8")))
+        mine = flatten(settings)
+        changed = [key for key in mine if key not in FREE_KEYS and key in stored and stored[key] != mine[key]]
+        if changed:
+            listed = ", ".join(f"{key} ({stored[key]} there, {mine[key]} now)" for key in changed)
+            raise ValueError(
+                f"{folder} holds a run with other settings: {listed}. "
+                f"Choose another folder (run_dir=...), or delete {folder} to start over."
+            )
+    with write_atomically(config) as temporary:
+        temporary.write_text(yaml.safe_dump(asdict(settings), sort_keys=False), encoding="utf-8")
+    return folder
+
+
+def _flatten_plain(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flatten_plain(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def environment(device_line: str, processes: int) -> dict[str, Any]:
+    """Versions, hardware, command and commit of this launch."""
+    return {
+        "command": " ".join(["python -m train", *sys.argv[1:]]),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": device_line,
+        "processes": processes,
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+    }
+
+
+def write_environment(folder: Path, device_line: str, processes: int) -> None:
+    write_json(folder / "environment.json", environment(device_line, processes))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit this code stands at, with + where it was changed since; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+"],
+            capture_output=True, text=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return commit.stdout.strip() or None
