@@ -106,7 +106,7 @@ def load_encoder(source: str, *, dropout: float | None = None, vocab_size: int |
     from models.names import only_safetensors
     from models.tasks.arena import LABELS
 
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     config.num_labels = len(LABELS)
     config.id2label = dict(enumerate(LABELS))
     config.label2id = {label: index for index, label in enumerate(LABELS)}
@@ -134,6 +134,19 @@ def load_encoder(source: str, *, dropout: float | None = None, vocab_size: int |
     finally:
         transformers_logging.set_verbosity(verbosity)
     return encoder
+
+
+def check_budget(encoder: nn.Module, budget_tokens: int, name: str) -> None:
+    """Refuse a budget longer than the network has positions for (DeBERTa's are relative: any length goes)."""
+    for module_name, module in encoder.named_modules():
+        if module_name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa and its kin number positions from padding_idx + 1.
+            positions = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+            if budget_tokens > positions:
+                raise ValueError(
+                    f"task.budget_tokens={budget_tokens}, but {name} has {positions} positions. "
+                    f"Set task.budget_tokens={positions} or less, or choose a model of relative positions."
+                )
 
 
 def freeze_lowest(encoder: nn.Module, layers: int) -> int:

@@ -133,7 +133,7 @@ def test_each_repair_is_counted_with_the_id_it_happened_to(tmp_path: Path) -> No
         changed(id="n", response_a="[null]"),
         changed(id="m", response_b=""),
         changed(id="t", prompt="just text"),
-        changed(id="l", prompt="['it''s']".replace("''", '"')),
+        changed(id="l", prompt="['it\"s']"),
         changed(id="s", response_a='["\\ud83d"]'),
         changed(id="u", prompt='["p","q"]', response_a='["a"]', response_b='["b","c"]'),
     )
@@ -182,8 +182,8 @@ def test_winner_columns_are_not_looked_at_when_unlabelled_rows_are_asked_for(tmp
 @pytest.mark.parametrize(
     ("cells_by_name", "said"),
     [
-        ({"id": ""}, r"row 2 \(line 3\), id : the id is empty"),
-        ({"id": "1"}, r"row 2 \(line 3\), id 1: the id was already used in row 1; ids must differ"),
+        ({"id": ""}, "id : the id is empty"),
+        ({"id": "1"}, "id 1: the id was already used in row 1; ids must differ"),
         ({"winner_tie": "1"}, "id 2: the label is not one-hot (winner_model_a=1, winner_model_b=0, winner_tie=1)"),
         ({"winner_model_a": "0"}, "id 2: the label is not one-hot (winner_model_a=0,"),
         ({"winner_model_a": "0.6", "winner_tie": "0.4"}, "id 2: the label is not one-hot (winner_model_a=0.6,"),
@@ -198,7 +198,7 @@ def test_a_wrong_row_is_refused_with_file_row_line_and_id(tmp_path: Path, cells_
         read_rows(path, labelled=True)
     message = str(refusal.value)
     assert message.startswith(f"{path}, row 2 (line 3), id ")
-    assert said.replace("\\", "") in message
+    assert said in message
     assert message.endswith("Mend the file, or leave such rows out with on_bad_row=skip.")
 
 

@@ -31,7 +31,7 @@ def test_a_native_list_needs_no_repair(turns: list[str]) -> None:
     assert read_turns(turns) == (tuple(turns), ())
 
 
-def test_eval_is_never_needed_for_null() -> None:
+def test_a_null_turn_is_empty_in_every_notation() -> None:
     assert read_turns('["a",null,""]') == (("a", "", ""), (cells.NULL_TURN,))
     assert read_turns("['a', None]") == (("a", ""), (cells.PYTHON_LIST, cells.NULL_TURN))
     assert read_turns(["a", None]) == (("a", ""), (cells.NULL_TURN,))
@@ -97,6 +97,4 @@ def test_the_report_counts_each_kind_and_names_the_first_ids_once() -> None:
     for row_id in ["7", "7", "8", "9", "10"]:
         repairs.add(cells.NULL_TURN, row_id)
     repairs.add(cells.PLAIN_CELL, "8")
-    assert repairs.report() == (
-        "5 x null turn -> empty (id 7, 8, 9)\n1 x text that is no list -> one turn (id 8)"
-    )
+    assert repairs.report() == ("5 x null turn -> empty (id 7, 8, 9)\n1 x text that is no list -> one turn (id 8)")

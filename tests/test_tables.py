@@ -23,10 +23,10 @@ def cells(path: Path) -> list[list[str]]:
     return read_table(path).frame[["id", "text"]].to_numpy().tolist()
 
 
-def zipped(path: Path, **members: str) -> Path:
+def zipped(path: Path, members: dict[str, str]) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
-            archive.writestr(name.replace("__", "/") + ".csv", content)
+            archive.writestr(name, content)
     return path
 
 
@@ -35,7 +35,7 @@ def test_cells_are_kept_as_written_however_the_csv_is_packed(tmp_path: Path, sta
     content = (start + CSV).encode()
     (tmp_path / "a.csv").write_bytes(content)
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(content))
-    zipped(tmp_path / "a.zip", a=start + CSV)
+    zipped(tmp_path / "a.zip", {"a.csv": start + CSV})
     for name in ("a.csv", "a.csv.gz", "a.zip", "a.zip/a.csv"):
         assert cells(tmp_path / name) == CELLS, name
 
@@ -112,7 +112,7 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
 
 
 def test_a_zip_with_several_tables_asks_for_one_by_name(tmp_path: Path) -> None:
-    path = zipped(tmp_path / "kaggle.zip", train=CSV, test=CSV, __MACOSX__train=CSV)
+    path = zipped(tmp_path / "kaggle.zip", dict.fromkeys(["train.csv", "test.csv", "__MACOSX/._train.csv"], CSV))
     with pytest.raises(ValueError, match=r"must hold one CSV, it holds: train.csv, test.csv. Name it, as in"):
         read_table(path)
     assert cells(path / "test.csv") == CELLS

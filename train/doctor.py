@@ -87,15 +87,15 @@ def repeats(rows: Sequence[ArenaRow]) -> tuple[int, int]:
 
 
 def _encoder_lines(settings: Settings, rows: list[ArenaRow]) -> Iterator[str]:
-    from models.encoder import load_encoder
+    from models.encoder import check_budget, load_encoder
     from models.names import resolve_model
     from models.reader import load_tokenizer, make_reader, row_tokens
-    from models.tasks.tokens import check_tokenizer, tokenise_fields, unknown_share
+    from models.tasks.tokens import tokenise_fields, unknown_share
 
     source = resolve_model(settings.model.name)
     tokenizer = load_tokenizer(source)
     encoder = load_encoder(source, dropout=settings.model.dropout, vocab_size=len(tokenizer))
-    check_tokenizer(tokenizer, encoder.get_input_embeddings().weight.shape[0])
+    check_budget(encoder, settings.task.budget_tokens, settings.model.name)
     fields = tokenise_fields(rows, tokenizer)
     yield f"  model          {settings.model.name}, {settings.model.head} head, {len(tokenizer)} tokens known"
     tokens = fields.row_tokens()
@@ -118,17 +118,7 @@ def _encoder_lines(settings: Settings, rows: list[ArenaRow]) -> Iterator[str]:
         f"  budget         {settings.task.budget_tokens} tokens: {np.mean(np.array(cut) > 0):.1%} of rows are cut, "
         f"{sum(cut) / max(1, sum(shown)):.1%} of tokens left out"
     )
-    positions = getattr(encoder.config, "max_position_embeddings", None)
-    if _has_absolute_positions(encoder) and positions and settings.task.budget_tokens > positions:
-        raise ValueError(
-            f"task.budget_tokens={settings.task.budget_tokens}, but {settings.model.name} has {positions} positions. "
-            f"Set task.budget_tokens={positions} or less."
-        )
     yield from _cost_lines(settings, rows, fields, reader, encoder)
-
-
-def _has_absolute_positions(encoder: Any) -> bool:
-    return any("position_embeddings.weight" in name for name, _ in encoder.named_parameters())
 
 
 def _cost_lines(settings: Settings, rows: list[ArenaRow], fields: Any, reader: Any, encoder: Any) -> Iterator[str]:

@@ -151,7 +151,7 @@ def _attempt(
 
     from infer.door import world_size
     from infer.encoder import EncoderClassifier, build_model
-    from models.encoder import freeze_lowest, load_encoder
+    from models.encoder import check_budget, freeze_lowest, load_encoder
     from models.names import resolve_model
     from models.precision import device_and_precision
     from models.reader import FeatureScale, make_reader
@@ -168,6 +168,7 @@ def _attempt(
     encoder = load_encoder(
         resolve_model(settings.model.name), dropout=settings.model.dropout, vocab_size=len(data.tokenizer)
     )
+    check_budget(encoder, task.budget_tokens, settings.model.name)
     freeze_lowest(encoder, settings.model.frozen_layers)
     if trainer.activation_checkpointing:
         encoder.gradient_checkpointing_enable()

@@ -31,6 +31,8 @@ from train.record import open_run, write_environment
 
 def run(settings: Settings) -> dict | None:
     """Train every wanted fold and score the run; its metrics, or None while folds are missing. Raises ValueError."""
+    if settings.method.name == "blend":
+        raise ValueError("A blend joins finished runs and trains nothing: python -m infer +experiment=arena_blend ...")
     main = is_main()
     folder = Path(settings.run_dir)
     if main:

@@ -163,8 +163,10 @@ def _encode(
 
 def _fit_fields(asked: _Field, given: Sequence[_Field], frame: Frame, room: int, prompt_share: float) -> list[Turns]:
     """The kept turns of each field, a suffix of its turns whose first may be cut; all costs stay within `room`."""
-    if asked.need + sum(field.need for field in given) <= room:
-        return [asked.turns, *(field.turns for field in given)]
+    fields = [asked, *given]
+    whole = sum(sum(map(len, f.turns)) + len(f.turns) * len(f.marker + frame.separator) for f in fields)
+    if whole <= room:  # at their true price, which unlike markers keep below the sum of the needs
+        return [field.turns for field in fields]
     least_asked = asked.cost + _least_turn(frame)
     least_given = sum(field.cost + _least_turn(frame) for field in given)
     cap = min(max(int(prompt_share * room), least_asked), room - least_given)

@@ -1,0 +1,251 @@
+"""Whole runs on a network of two layers: train, resume, predict, refuse, on one process and on two."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, compose, pair_rows, tiny_run, write_arena_csv
+
+from infer.predictions import Predictions
+from infer.run import run as predict
+from train.run import run as train
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_encoder: str, tmp_path_factory: pytest.TempPathFactory):
+    """A run of two folds that was trained and predicted."""
+    folder = tmp_path_factory.mktemp("finished")
+    settings = tiny_run(folder, tiny_encoder, "trainer.epochs=2")
+    metrics = train(settings)
+    return settings, metrics, predict(settings)
+
+
+def test_every_row_is_held_out_once_and_learnt_from_the_others(finished) -> None:
+    settings, metrics, _ = finished
+    table = Predictions.read(Path(settings.run_dir) / "heldout.csv")
+    assert sorted(table.ids) == sorted(row.id for row in pair_rows(48))
+    assert metrics["log_loss"] == pytest.approx(table.log_loss(), abs=1e-6)
+
+
+def test_the_run_folder_holds_the_record(finished) -> None:
+    folder = Path(finished[0].run_dir)
+    expected = ["config.yaml", "environment.json", "folds.csv", "heldout.csv", "metrics.json", "calibration.json",
+                "fold0/done.json", "fold1/checkpoint/README.md", "predictions.csv", "submission.csv", "train.log"]  # fmt: skip
+    assert not [name for name in expected if not (folder / name).is_file()]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for key in ("log_loss", "log_loss_interval", "accuracy", "brier", "calibration_error", "per_class",
+                "swap_disagreement", "temperature", "log_loss_calibrated", "baselines"):  # fmt: skip
+        assert key in metrics
+    assert set(metrics["baselines"]) == {"uniform", "class prior", "length only", "structural features"}
+
+
+def test_the_last_line_names_the_score_beside_its_baselines(finished) -> None:
+    lines = (Path(finished[0].run_dir) / "train.log").read_text()
+    for word in ("this run", "uniform", "class prior", "length only", "structural features"):
+        assert word in lines.split("log loss,")[-1]
+
+
+def test_the_submission_has_the_test_ids_and_rows_that_sum_to_one(finished) -> None:
+    settings, _, predictions = finished
+    frame = pd.read_csv(Path(settings.run_dir) / "submission.csv", dtype={"id": str})
+    assert list(frame.columns) == ["id", "winner_model_a", "winner_model_b", "winner_tie"]
+    assert list(frame["id"]) == [row.id for row in pair_rows(7, seed=5)]
+    np.testing.assert_allclose(frame.iloc[:, 1:].sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(frame.iloc[:, 1:], predictions.probs, atol=1e-5)
+
+
+def test_the_heldout_table_comes_from_the_saved_checkpoint(finished) -> None:
+    from infer.classifiers import load_classifier
+
+    folder = Path(finished[0].run_dir) / "fold0"
+    table = Predictions.read(folder / "heldout.csv")
+    rows = {row.id: row for row in pair_rows(48)}
+    probs = load_classifier(folder / "checkpoint").predict_proba([rows[row_id] for row_id in table.ids])
+    np.testing.assert_allclose(probs, table.probs, atol=1e-6)
+
+
+def test_the_same_command_again_trains_nothing(finished) -> None:
+    settings = finished[0]
+    before = (Path(settings.run_dir) / "fold0" / "done.json").stat().st_mtime_ns
+    train(settings)
+    assert (Path(settings.run_dir) / "fold0" / "done.json").stat().st_mtime_ns == before
+
+
+def test_other_settings_in_the_same_folder_are_refused_by_name(finished, tiny_encoder: str) -> None:
+    folder = Path(finished[0].run_dir).parent
+    with pytest.raises(ValueError, match=r"trainer\.learning_rate \(0\.001 there, 0\.005 now\)"):
+        train(tiny_run(folder, tiny_encoder, "trainer.epochs=2", "trainer.learning_rate=5e-3"))
+
+
+def test_infer_before_train_says_which_command_is_missing(tmp_path: Path, tiny_encoder: str) -> None:
+    with pytest.raises(FileNotFoundError, match="python -m train"):
+        predict(tiny_run(tmp_path, tiny_encoder))
+
+
+def test_one_checkpoint_folder_predicts_alone(finished, tmp_path: Path) -> None:
+    import shutil
+
+    settings = finished[0]
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(Path(settings.run_dir) / "fold1" / "checkpoint", moved)
+    alone = compose("+experiment=arena_quickstart", f"run_dir={moved}", f"task.test_csv={settings.task.test_csv}")
+    assert len(predict(alone)) == 7
+
+
+def test_training_may_name_a_single_fold(tmp_path: Path, tiny_encoder: str) -> None:
+    assert train(tiny_run(tmp_path, tiny_encoder, "folds.only=[1]")) is None
+    assert (tmp_path / "run" / "fold1" / "done.json").is_file()
+    assert not (tmp_path / "run" / "fold0").exists()
+    assert len(predict(tiny_run(tmp_path, tiny_encoder))) == 7  # with the one there is, uncalibrated
+    assert train(tiny_run(tmp_path, tiny_encoder))["rows"] == 48
+
+
+def test_a_holdout_is_one_fold_of_its_share(tmp_path: Path, tiny_encoder: str) -> None:
+    metrics = train(tiny_run(tmp_path, tiny_encoder, "folds.holdout=0.25"))
+    assert 8 <= metrics["rows"] <= 16
+
+
+def test_another_runs_folds_are_reused(finished, tmp_path: Path, tiny_encoder: str) -> None:
+    given = Path(finished[0].run_dir) / "folds.csv"
+    settings = tiny_run(tmp_path, tiny_encoder, f"folds.file={given}", "method.name=length")
+    train(settings)
+    assert (tmp_path / "run" / "folds.csv").read_text() == given.read_text()
+
+
+@pytest.mark.parametrize("method", ["prior", "length", "tfidf", "features"])
+def test_every_scikit_learn_method_goes_the_same_road(tmp_path: Path, tiny_encoder: str, method: str) -> None:
+    settings = tiny_run(tmp_path, tiny_encoder, f"method.name={method}")
+    metrics = train(settings)
+    assert metrics["rows"] == 48
+    assert len(predict(settings)) == 7
+
+
+def test_a_network_that_learns_nothing_is_restarted_and_said_so(
+    tmp_path: Path, tiny_encoder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tiny_run(
+        tmp_path, tiny_encoder, "trainer.learning_rate=1e-12", "trainer.epochs=3", "folds.only=[0]", "trainer.restarts=1"
+    )
+    train(settings)
+    done = json.loads((tmp_path / "run" / "fold0" / "done.json").read_text())
+    assert done["attempts"] == 2 and done["collapsed"]
+    assert "starting again with seed" in capsys.readouterr().out
+
+
+def test_soft_labels_from_votes_train_and_hard_ones_score(tmp_path: Path, tiny_encoder: str) -> None:
+    settings = tiny_run(tmp_path, tiny_encoder, f"task.votes_csv={tmp_path / 'votes.csv'}", "method.name=prior")
+    rows = pair_rows(48)
+    votes = pd.DataFrame({"id": [row.id for row in rows], "votes_a": 1, "votes_b": 1, "votes_tie": 8})
+    votes.to_csv(tmp_path / "votes.csv", index=False)
+    train(settings)
+    table = Predictions.read(tmp_path / "run" / "heldout.csv")
+    np.testing.assert_allclose(table.probs[:, 2], 0.8, atol=1e-6)  # trained on the votes
+    assert len(set(table.truth)) == 3  # judged by the winners
+
+
+def test_bad_test_rows_are_answered_with_the_mean_where_skipping_is_allowed(finished, tmp_path: Path) -> None:
+    settings = finished[0]
+    path = write_arena_csv(tmp_path / "test.csv", pair_rows(5, seed=9), labelled=False)
+    path.write_text(path.read_text() + '77,"[""unclosed","[""x""]","[""y""]"\n')
+    again = compose("+experiment=arena_quickstart", f"run_dir={settings.run_dir}", f"task.test_csv={path}")
+    with pytest.raises(ValueError, match="77"):
+        predict(again)
+    again.task.on_bad_row = "skip"
+    predictions = predict(again)
+    mean = predictions.align(["77"]).probs[0]
+    assert mean.sum() == pytest.approx(1, abs=1e-5)
+    assert len(pd.read_csv(Path(settings.run_dir) / "submission.csv")) == 6
+
+
+def test_null_empty_and_giant_test_rows_get_an_answer(finished, tmp_path: Path) -> None:
+    settings = finished[0]
+    path = tmp_path / "test.csv"
+    giant = json.dumps(["good film " * 20_000])
+    rows = [("1", '["q"]', "[null]", '["good"]'), ("2", '["q"]', '[""]', '[""]'), ("3", giant, giant, '["bad"]')]
+    pd.DataFrame(rows, columns=["id", "prompt", "response_a", "response_b"]).to_csv(path, index=False)
+    predictions = predict(
+        compose("+experiment=arena_quickstart", f"run_dir={settings.run_dir}", f"task.test_csv={path}")
+    )
+    assert list(predictions.ids) == ["1", "2", "3"] and np.isfinite(predictions.probs).all()
+
+
+def command(folder: Path, encoder: str, *overrides: str, launcher: tuple[str, ...] = ()) -> list[str]:
+    tiny_run(folder, encoder)  # writes the rows
+    start = [sys.executable, "-m", *(launcher or ("train",))]
+    return [
+        *start, "+experiment=arena_quickstart", f"task.train_csv={folder / 'train.csv'}",
+        f"task.test_csv={folder / 'test.csv'}", f"run_dir={folder / 'run'}", f"model.name={encoder}",
+        "task.budget_tokens=64", "trainer.batch_rows=8", "trainer.learning_rate=1e-3", *overrides,
+    ]  # fmt: skip
+
+
+def test_killed_in_the_middle_of_fold_1_it_goes_on_to_the_same_table(tmp_path: Path, tiny_encoder: str) -> None:
+    options = ("trainer.epochs=30", "trainer.saves_per_eval=3", "model.dropout=0.1")
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    train(tiny_run(tmp_path / "whole", tiny_encoder, *options, "trainer.epochs=30"))
+
+    killed = command(tmp_path / "killed", tiny_encoder, *options)
+    process = subprocess.Popen(killed, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    attempts = tmp_path / "killed" / "run" / "fold1" / "attempts" / "0"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        steps = [int(path.name.rpartition("-")[2]) for path in attempts.glob("checkpoint-*")]
+        if steps and max(steps) >= 4:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not (tmp_path / "killed" / "run" / "fold1" / "done.json").exists()
+    done = subprocess.run(killed, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "fold 1: going on from" in done.stdout
+    assert "fold 0: done before, kept" in done.stdout
+    whole, resumed = (tmp_path / name / "run" / "heldout.csv" for name in ("whole", "killed"))
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [("torch.distributed.run", "--nproc_per_node=2", "-m", "train"),
+     ("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "-m", "train")],
+    ids=["torchrun", "accelerate"],
+)  # fmt: skip
+def test_two_processes_make_one_folder_and_every_row_once(
+    tmp_path: Path, tiny_encoder: str, launcher: tuple[str, ...]
+) -> None:
+    """47 rows on two ranks: the odd one is neither lost nor doubled, and the metrics are the single process's."""
+    write_arena_csv(tmp_path / "train.csv", pair_rows(48)[:47])
+    write_arena_csv(tmp_path / "test.csv", pair_rows(7, seed=5), labelled=False)
+    launched = command(
+        tmp_path, tiny_encoder, "trainer.epochs=2", "trainer.batch_rows=4", "model.dropout=0.0", "folds.only=[0]",
+        launcher=launcher,
+    )  # fmt: skip
+    environment = os.environ | {"MASTER_PORT": str(29500 + os.getpid() % 2000)}
+    done = subprocess.run(launched, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 process(es)" in done.stdout
+    assert done.stdout.count("fold 0: held-out log loss") == 1
+    table = Predictions.read(tmp_path / "run" / "fold0" / "heldout.csv")
+    folds = pd.read_csv(tmp_path / "run" / "folds.csv", dtype={"id": str})
+    assert sorted(table.ids) == sorted(folds["id"][folds["fold"] == 0])
+
+    (tmp_path / "single").mkdir()
+    single = tiny_run(
+        tmp_path, tiny_encoder, "trainer.epochs=2", "model.dropout=0.0", "folds.only=[0]", f"run_dir={tmp_path / 'single'}"
+    )  # fmt: skip
+    single.trainer.batch_rows = 8  # 2 x 4
+    train(single)
+    alone = Predictions.read(tmp_path / "single" / "fold0" / "heldout.csv")
+    np.testing.assert_allclose(table.align(alone.ids).probs, alone.probs, atol=0.02)
+    assert table.log_loss() == pytest.approx(alone.log_loss(), abs=0.01)
