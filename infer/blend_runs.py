@@ -25,7 +25,9 @@ def blend_runs(settings: Settings) -> Predictions:
 
     runs = settings.blend.runs
     if len(runs) < 2:
-        raise ValueError(f"blend.runs={runs}: name two or more finished runs: 'blend.runs=[runs/a/seed42,runs/b/seed42]'.")
+        raise ValueError(
+            f"blend.runs={runs}: name two or more finished runs: 'blend.runs=[runs/a/seed42,runs/b/seed42]'."
+        )
     heldout = {name: _table(name, "heldout.csv", "python -m train") for name in runs}
     test = {name: _table(name, "predictions.csv", "python -m infer") for name in runs}
     folder = Path(settings.run_dir)

@@ -43,5 +43,7 @@ def load_classifier(folder: Path) -> Any:
         return EncoderClassifier.load(folder)
     kinds = _kinds()
     if method not in kinds:
-        raise ValueError(f"{folder} was made by the method {method!r}, which this version does not know. Update tiebreak.")
+        raise ValueError(
+            f"{folder} was made by the method {method!r}, which this version does not know. Update tiebreak."
+        )
     return kinds[method].load(folder)

@@ -111,7 +111,7 @@ def _typical() -> Any:
 
     def build(cls: type) -> Any:
         hints = typing.get_type_hints(cls)
-        instance = object.__new__(cls)
+        instance: Any = object.__new__(cls)
         for key, kind in hints.items():
             setattr(instance, key, build(kind) if hasattr(kind, "__dataclass_fields__") else None)
         return instance

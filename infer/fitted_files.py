@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from infer.files import write_atomically, write_json
+from infer.files import write_json
+from models.tasks.files import write_atomically
 
 SETTINGS_FILE = "settings.json"
 # The compiled types of scikit-learn that skops does not trust by itself; anything else in a file is refused.

@@ -26,7 +26,7 @@ def run(settings: Settings) -> Predictions:
     main = is_main()
     folder = Path(settings.run_dir)
     if settings.method.name == "blend":
-        return blend_runs(settings) if main else wait_for_all()
+        return blend_runs(settings)
     checkpoints = find_checkpoints(folder)
     log = open_log(folder / "infer.log", main=main)
     table = read_test_rows(settings.task)
@@ -44,7 +44,9 @@ def run(settings: Settings) -> Predictions:
     if main:
         if table.bad_rows:
             write_bad_rows(folder / "bad_test_rows.csv", table.bad_rows)
-            log.info(f"{len(table.bad_rows)} bad rows get the mean prediction; listed in {folder / 'bad_test_rows.csv'}")
+            log.info(
+                f"{len(table.bad_rows)} bad rows get the mean prediction; listed in {folder / 'bad_test_rows.csv'}"
+            )
             predictions = with_bad_rows(predictions, table.bad_rows)
         deliver(predictions, settings.task, folder)
     wait_for_all()

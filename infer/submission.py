@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from infer.files import read_frame, write_atomically
+from infer.files import read_frame
 from infer.predictions import Predictions
+from models.tasks.files import write_atomically
 from models.tasks.tables import read_table
 
 SUM_TOLERANCE = 1e-6

@@ -34,9 +34,7 @@ def read_identity(folder: Path, *, task: str = "arena") -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}). Copy the checkpoint again, or train the fold again.") from None
     if identity.get("format", 0) > FORMAT:
-        raise ValueError(
-            f"{path} has format {identity['format']}; this version reads up to {FORMAT}. Update tiebreak."
-        )
+        raise ValueError(f"{path} has format {identity['format']}; this version reads up to {FORMAT}. Update tiebreak.")
     if identity.get("task") != task:
         raise ValueError(f"{folder} was trained for the task {identity.get('task')!r}, not {task!r}.")
     if tuple(identity.get("labels", ())) != LABELS:

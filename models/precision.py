@@ -69,5 +69,7 @@ def device_and_precision(asked: str) -> tuple[str, str, str]:
     check_build(capability, torch.cuda.get_arch_list(), torch.__version__)
     precision = resolve_precision(asked, capability)
     name = torch.cuda.get_device_name()
-    note = " (no tensor cores: fp16 halves memory more than time)" if capability < (7, 0) and precision == "fp16" else ""
+    note = (
+        " (no tensor cores: fp16 halves memory more than time)" if capability < (7, 0) and precision == "fp16" else ""
+    )
     return "cuda", precision, f"device {name}, sm_{capability[0]}{capability[1]}, precision {precision}{note}"

@@ -117,11 +117,12 @@ def load_tokenizer(source: str | Path) -> Any:
     """The tokenizer of a folder or hub name, with newlines kept. Raises ValueError for a stub, see check_tokenizer."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from models.tasks.segments import check_tokenizer, keep_newlines
+    from models.tasks.tokens import check_tokenizer, keep_newlines, restore_nfkc
 
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     check_tokenizer(tokenizer, AutoConfig.from_pretrained(source, trust_remote_code=False).vocab_size)
     tokenizer.model_max_length = 10**9  # the budget is ours; the tokenizer's own length warnings would be wrong
+    restore_nfkc(tokenizer)
     keep_newlines(tokenizer)
     return tokenizer
 

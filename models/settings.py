@@ -37,7 +37,7 @@ class TaskSettings:
     test_csv: str
     sample_csv: str | None  # None: sample_submission.csv beside test_csv, where it exists
     votes_csv: str | None  # id, votes_a, votes_b, votes_tie: soft labels
-    on_bad_row: str
+    on_bad_row: str  # refuse or skip
     budget_tokens: int
     prompt_share: float  # of the budget, at most, while an answer still needs room
 
@@ -97,7 +97,7 @@ class TrainerSettings:
     tta: bool  # predictions averaged over both orders of the answers
     precision: str
     activation_checkpointing: bool
-    evals_per_epoch: int
+    evals_per_epoch: float  # 0.5: every second epoch
     saves_per_eval: int  # 2 and more: also saves between evaluations, so that less is lost
     early_stopping: int  # evaluations without improvement; 0 never stops early
     restarts: int  # of a fold that collapsed to the class prior: next seed, half the rate
@@ -110,7 +110,8 @@ class TrainerSettings:
         for key in ("warmup_share", "label_smoothing"):
             _within(f"trainer.{key}", getattr(self, key), 0.0, 0.99)
         _within("trainer.layer_decay", self.layer_decay, 0.01, 1.0)
-        for key in ("batch_rows", "accumulation", "predict_batch_rows", "evals_per_epoch", "saves_per_eval"):
+        _within("trainer.evals_per_epoch", self.evals_per_epoch, 0.01, 1_000)
+        for key in ("batch_rows", "accumulation", "predict_batch_rows", "saves_per_eval"):
             _within(f"trainer.{key}", getattr(self, key), 1, 1_000_000)
 
 

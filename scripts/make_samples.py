@@ -12,7 +12,6 @@ import csv
 import hashlib
 import html
 import io
-import json
 import os
 import re
 import subprocess
@@ -22,6 +21,8 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from models.tasks.cells import write_turns
 
 PACKAGE = "vaderSentiment==3.3.2"
 ARCHIVE_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
@@ -211,11 +212,6 @@ def choose_reviews(snippets: Iterable[Snippet], count: int) -> list[Snippet]:
     return sorted(chosen, key=lambda snippet: snippet.id)
 
 
-def kaggle_cell(turns: Iterable[str]) -> str:
-    r"""The turns as the competition's files write them: an ASCII JSON list, no blanks between, `/` as `\/`."""
-    return json.dumps(list(turns), ensure_ascii=True, separators=(",", ":")).replace("/", "\\/")
-
-
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Writes the table whole or not at all; `\\n` ends a line, as in the competition's files."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,7 +227,7 @@ def write_arena(folder: Path, train: Sequence[Pair], test: Sequence[Pair]) -> No
 
     def cells(pair: Pair) -> list[str]:
         sides = [[snippet.text for snippet in side] for side in (pair.side_a, pair.side_b)]
-        return [kaggle_cell(turns) for turns in (pair.prompts, *sides)]
+        return [write_turns(turns) for turns in (pair.prompts, *sides)]
 
     labelled = ((pair.id, pair.reviewer_a, pair.reviewer_b, *cells(pair), *pair.winner) for pair in train)
     write_csv(folder / "train.csv", TRAIN_COLUMNS, labelled)

@@ -15,7 +15,28 @@ os.environ["WANDB_MODE"] = "disabled"
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-WORDS = "good bad fine dull film plot scene the a is was which answer review better do you like and or".split()
+WORDS = [
+    "good",
+    "bad",
+    "fine",
+    "dull",
+    "film",
+    "plot",
+    "scene",
+    "the",
+    "a",
+    "is",
+    "was",
+    "which",
+    "answer",
+    "review",
+    "better",
+    "do",
+    "you",
+    "like",
+    "and",
+    "or",
+]
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +67,7 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     folder = tmp_path_factory.mktemp("tiny-bert")
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "prompt", "[", "]", ".", ":", "?", "b"]
-    pieces += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    pieces += [prefix + sign for sign in "abcdefghijklmnopqrstuvwxyz0123456789" for prefix in ("", "##")]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     backend = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -78,8 +99,12 @@ def pair_rows(count: int, *, seed: int = 0) -> list:
         target = tuple(float(label == at) for at in range(3))
         rows.append(
             ArenaRow(
-                id=str(10_000 + number), prompt=(f"which is better {number % (count // 2)}",), response_a=(texts[0],),
-                response_b=(texts[1],), target=target, label_index=label,
+                id=str(10_000 + number),
+                prompt=(f"which is better {number % (count // 2)}",),
+                response_a=(texts[0],),
+                response_b=(texts[1],),
+                target=target,
+                label_index=label,
             )  # fmt: skip
         )
     return rows
@@ -88,10 +113,8 @@ def pair_rows(count: int, *, seed: int = 0) -> list:
 def write_arena_csv(path: Path, rows: list, *, labelled: bool = True) -> Path:
     """The rows as a Kaggle file."""
     import csv
-    import json
 
-    def cell(turns: tuple[str, ...]) -> str:
-        return json.dumps(list(turns), separators=(",", ":")).replace("/", "\\/")
+    from models.tasks.cells import write_turns
 
     with path.open("w", newline="", encoding="utf-8") as stream:
         out = csv.writer(stream)
@@ -100,7 +123,7 @@ def write_arena_csv(path: Path, rows: list, *, labelled: bool = True) -> Path:
         out.writerow(names + winners)
         for row in rows:
             won = [int(row.label_index == at) for at in range(3)] if labelled else []
-            out.writerow([row.id, cell(row.prompt), cell(row.response_a), cell(row.response_b), *won])
+            out.writerow([row.id, *map(write_turns, (row.prompt, row.response_a, row.response_b)), *won])
     return path
 
 

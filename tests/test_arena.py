@@ -1,23 +1,25 @@
-"""models.tasks.arena and groups: real rows whole, odd rows repaired by name, wrong rows refused with their place."""
+"""models.tasks.arena: real rows whole, odd rows repaired by name, wrong rows refused with their place."""
 
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.tasks import cells
 from models.tasks.arena import LABELS, SWAP, ArenaRow, read_rows, write_bad_rows
-from models.tasks.groups import normalise_prompt, prompt_groups
+from models.tasks.cells import write_turns
 
-HEADER = "id,model_a,model_b,prompt,response_a,response_b,winner_model_a,winner_model_b,winner_tie".split(",")
+settings.load_profile("ci")  # the same examples every time, and no deadline: a busy machine is not a bug
+
+WINNERS = ["winner_model_a", "winner_model_b", "winner_tie"]
+HEADER = ["id", "model_a", "model_b", "prompt", "response_a", "response_b", *WINNERS]
 GOOD = ["1", "gpt", "claude", '["p"]', '["a"]', '["b"]', "1", "0", "0"]
 
 # data/arena_kaggle_sample/SOURCE.md: every row with more than one turn
@@ -45,10 +47,6 @@ def written(path: Path, *rows: list[str], header: list[str] = HEADER) -> Path:
 
 def changed(**cells_by_name: str) -> list[str]:
     return [cells_by_name.get(name, cell) for name, cell in zip(HEADER, GOOD, strict=True)]
-
-
-def encoded(turns: tuple[str, ...]) -> str:
-    return json.dumps(list(turns), ensure_ascii=True, separators=(",", ":")).replace("/", "\\/")
 
 
 # --- a row and its other order
@@ -100,7 +98,7 @@ def test_writing_the_real_turns_again_gives_the_file_s_very_cells(real_data: Pat
         cells_by_id = {cells["id"]: cells for cells in csv.DictReader(stream)}
     for row in read_rows(path, labelled=True).rows:
         for name in ("prompt", "response_a", "response_b"):
-            assert encoded(getattr(row, name)) == cells_by_id[row.id][name], (row.id, name)
+            assert write_turns(getattr(row, name)) == cells_by_id[row.id][name], (row.id, name)
 
 
 def test_the_public_test_file_has_three_unlabelled_rows(real_data: Path) -> None:
@@ -188,7 +186,7 @@ def test_winner_columns_are_not_looked_at_when_unlabelled_rows_are_asked_for(tmp
         ({"winner_model_a": "0"}, "id 2: the label is not one-hot (winner_model_a=0,"),
         ({"winner_model_a": "0.6", "winner_tie": "0.4"}, "id 2: the label is not one-hot (winner_model_a=0.6,"),
         ({"winner_model_a": ""}, "id 2: the label is not one-hot (winner_model_a=,"),
-        (dict.fromkeys(HEADER[6:], ""), "id 2: it has no label: all winner columns are blank"),
+        (dict.fromkeys(WINNERS, ""), "id 2: it has no label: all winner columns are blank"),
         ({"response_b": '["cut off'}, "id 2: response_b begins like a list but is neither"),
     ],
 )
@@ -242,7 +240,7 @@ def test_the_test_file_read_as_labelled_is_refused(real_data: Path) -> None:
 
 
 def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no rows to read: nothing below the header. Give a file"):
+    with pytest.raises(ValueError, match="has no rows to read: nothing below the header"):
         read_rows(written(tmp_path / "a.csv"), labelled=True)
     with pytest.raises(ValueError, match="has no rows to read: all 1 rows are bad, the first since the id is empty"):
         read_rows(written(tmp_path / "a.csv", changed(id="")), labelled=True, on_bad_row="skip")
@@ -283,35 +281,10 @@ def test_wrong_votes_are_refused(tmp_path: Path, votes: list[str], said: str) ->
 
 def test_votes_for_one_id_twice_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "votes.csv", ["1", "1", "0", "0"], ["1", "0", "1", "0"], header=VOTES)
-    with pytest.raises(ValueError, match="votes for id 1 are given twice. Keep one line per id"):
+    with pytest.raises(ValueError, match="votes for id 1 are given twice"):
         read_rows(written(tmp_path / "train.csv", GOOD), labelled=True, votes_path=path)
 
 
 def test_votes_without_labels_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="but the rows are read unlabelled. Set labelled, or leave it out"):
+    with pytest.raises(ValueError, match="but the rows are read unlabelled"):
         read_rows(tmp_path / "a.csv", labelled=False, votes_path=tmp_path / "votes.csv")
-
-
-# --- prompt groups
-
-
-@pytest.mark.parametrize(
-    "twin",
-    [("hello  WORLD",), ("Hello\nworld ",), ("Hello", "world"), ("\uff28\uff45\uff4c\uff4c\uff4f world",)],
-)
-def test_prompts_that_differ_in_case_width_or_space_are_one(twin: tuple[str, ...]) -> None:
-    assert normalise_prompt(twin) == normalise_prompt(("Hello world",)) == "hello world"
-
-
-def test_prompts_that_differ_in_a_word_or_mark_are_two() -> None:
-    assert normalise_prompt(("Hello world!",)) != normalise_prompt(("Hello world",))
-
-
-@given(arena_rows())
-def test_both_orders_of_a_row_share_their_group(row: ArenaRow) -> None:
-    assert prompt_groups([row, row.swapped()]).tolist() == [0, 0]
-
-
-def test_groups_are_numbered_as_they_first_appear() -> None:
-    rows = [ArenaRow(str(n), (prompt,), ("a",), ("b",)) for n, prompt in enumerate(["x", "y", "X ", "z", "y"])]
-    assert prompt_groups(rows).tolist() == [0, 1, 0, 2, 1]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.tasks import cells
 from models.tasks.cells import Repairs, read_turns
+
+settings.load_profile("ci")  # the same examples every time, and no deadline: a busy machine is not a bug
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 

@@ -67,9 +67,7 @@ def test_identical_answers_win_equally_often(tiny_encoder: str) -> None:
 @pytest.mark.parametrize("head", ["joint", "siamese"])
 def test_padding_and_batch_size_do_not_change_the_answer(tiny_encoder: str, head: str) -> None:
     one = classifier(tiny_encoder, head)
-    np.testing.assert_allclose(
-        one.predict_proba(ROWS, batch_rows=11), one.predict_proba(ROWS, batch_rows=1), atol=2e-6
-    )
+    np.testing.assert_allclose(one.predict_proba(ROWS, batch_rows=11), one.predict_proba(ROWS, batch_rows=1), atol=2e-6)
 
 
 def test_a_tie_falls_as_the_scores_part() -> None:
@@ -211,3 +209,23 @@ def test_other_encoders_read_pairs_too(kind: str, tiny_encoder: str, tmp_path: P
         probs = classifier(str(tmp_path), head).predict_proba(ROWS)
         assert np.isfinite(probs).all()
         np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["joint", "siamese"])
+def test_activation_checkpointing_changes_no_gradient(tiny_encoder: str, head: str) -> None:
+    def gradient(checkpointing: bool) -> torch.Tensor:
+        one = classifier(tiny_encoder, head)
+        for module in one.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        if checkpointing:
+            one.model.encoder.gradient_checkpointing_enable()
+        from models.tasks.tokens import tokenise_fields
+
+        batch = one.reader.batch(tokenise_fields(ROWS, one.tokenizer), [0, 2, 5])
+        one.model.train()(**batch).square().sum().backward()
+        grad = one.model.encoder.bert.encoder.layer[0].output.dense.weight.grad
+        assert grad is not None and grad.abs().sum() > 0
+        return grad
+
+    torch.testing.assert_close(gradient(True), gradient(False))

@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from infer.files import read_frame, write_atomically, write_frame, write_json
+from infer.files import read_frame, write_frame, write_json
+from models.tasks.files import write_atomically
 
 
 def test_a_failure_leaves_the_older_file_and_no_other(tmp_path: Path) -> None:

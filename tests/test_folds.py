@@ -13,6 +13,8 @@ from models.tasks.arena import ArenaRow, read_rows
 from models.tasks.groups import prompt_groups
 from train.folds import make_folds, read_folds, write_folds
 
+settings.load_profile("ci")  # the same examples every time, and no deadline: a busy machine is not a bug
+
 
 def labelled(number: int, prompt: str, label: int) -> ArenaRow:
     return ArenaRow(str(number), (prompt,), ("a",), ("b",), label_index=label)
@@ -35,9 +37,9 @@ def folds_of_groups(rows: list[ArenaRow], folds: np.ndarray) -> dict[int, set[in
 
 
 def shares(rows: list[ArenaRow], chosen: np.ndarray) -> np.ndarray:
-    return (
-        np.bincount([row.label_index for row, one in zip(rows, chosen, strict=True) if one], minlength=3) / chosen.sum()
-    )
+    """Share of each label among the chosen rows."""
+    labels = np.array([row.label_index for row in rows])[chosen]
+    return np.array([(labels == label).mean() for label in range(3)])
 
 
 def test_real_prompts_stay_together_and_every_fold_looks_like_the_whole(human_rows: list[ArenaRow]) -> None:
@@ -51,14 +53,15 @@ def test_real_prompts_stay_together_and_every_fold_looks_like_the_whole(human_ro
 
 
 def test_a_holdout_is_one_stratified_part_of_about_that_share(human_rows: list[ArenaRow]) -> None:
-    folds = make_folds(human_rows, count=5, seed=0, holdout=0.15)
+    rows = human_rows[:800]
+    folds = make_folds(rows, count=5, seed=0, holdout=0.15)
     assert set(folds.tolist()) == {-1, 0}
     assert abs((folds == 0).mean() - 0.15) < 0.01
-    assert all(len(found) == 1 for found in folds_of_groups(human_rows, folds).values())
-    np.testing.assert_allclose(shares(human_rows, folds == 0), shares(human_rows, folds == -1), atol=0.02)
+    assert all(len(found) == 1 for found in folds_of_groups(rows, folds).values())
+    np.testing.assert_allclose(shares(rows, folds == 0), shares(rows, folds == -1), atol=0.04)  # five rows of 120
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 4), st.integers(12, 60), st.integers(0, 9), st.data())
 def test_both_orders_and_all_twins_of_a_prompt_share_a_fold(count: int, n: int, seed: int, data: st.DataObject) -> None:
     prompts = data.draw(st.lists(st.integers(0, 9), min_size=n, max_size=n))
@@ -84,18 +87,18 @@ def test_a_label_that_never_occurs_is_no_obstacle() -> None:
     assert np.bincount(make_folds(rows, count=2, seed=0)).tolist() == [4, 4]
 
 
-@pytest.mark.parametrize(("holdout", "held"), [(0.5, 3), (0.9, 4), (0.01, 2)])
-def test_a_holdout_of_few_rows_is_as_near_as_whole_parts_allow(holdout: float, held: int) -> None:
-    # two rows of each label: halves are the only parts
-    rows = many(6)
-    assert (make_folds(rows, count=5, seed=0, holdout=holdout) == 0).sum() in (held, 3)
+@pytest.mark.parametrize(("rows_per_label", "held"), [(2, 0.5), (5, 0.2), (20, 0.15)])
+def test_a_holdout_is_as_near_to_its_share_as_whole_parts_of_the_rows_allow(rows_per_label: int, held: float) -> None:
+    # as many equal parts as a label has rows: halves, fifths, twentieths
+    folds = make_folds(many(3 * rows_per_label), count=5, seed=0, holdout=0.15)
+    assert (folds == 0).mean() == pytest.approx(held, abs=1e-12)
 
 
 # --- refusals
 
 
 def test_fewer_prompts_than_folds_are_refused() -> None:
-    said = "folds.count=5 needs 5 different prompts and 5 rows of each label, but the 30 rows are enough for 4. Ask for"
+    said = r"folds.count=5 needs 5 different prompts and 5 rows of each label, but the 30 rows are enough for 4\. Ask"
     with pytest.raises(ValueError, match=said):
         make_folds(many(30, prompts=4), count=5, seed=0)
 
@@ -103,7 +106,7 @@ def test_fewer_prompts_than_folds_are_refused() -> None:
 def test_fewer_rows_of_a_label_than_folds_are_refused() -> None:
     rows = [*many(30), labelled(99, "x", 2)]
     rare = [row for row in rows if row.label_index != 2] + [rows[-1]]
-    with pytest.raises(ValueError, match="the 21 rows are enough for 1. Ask for fewer folds or give more rows"):
+    with pytest.raises(ValueError, match="the 21 rows are enough for 1"):
         make_folds(rare, count=5, seed=0)
 
 
@@ -165,3 +168,21 @@ def test_a_wrong_folds_file_is_refused(tmp_path: Path, lines: str, said: str) ->
     with pytest.raises(ValueError, match=said) as refusal:
         read_folds(tmp_path / "folds.csv", ROWS)
     assert str(tmp_path / "folds.csv") in str(refusal.value)
+
+
+def test_neither_order_of_a_held_out_row_is_trained_on() -> None:
+    """Finetuning traps 42 and 43: swap copies of one row in two folds are the catastrophic leak."""
+    from conftest import pair_rows
+
+    from train.batches import PairSampler
+    from train.fold import FoldData
+
+    rows = pair_rows(60)
+    data = FoldData(rows, make_folds(rows, count=3, seed=0))
+    for fold in range(3):
+        training = data.training(fold)
+        shown = {
+            int(training[item // 2]) for item in PairSampler([5] * len(training), swap="both", batch_items=4, seed=0)
+        }
+        held = set(data.heldout(fold).tolist())
+        assert not shown & held and shown | held == set(range(60))

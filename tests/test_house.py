@@ -167,3 +167,28 @@ def _config():
 
     with initialize_config_module("conf", version_base="1.3"):
         return hydra_compose("config", overrides=["+experiment=arena_quickstart"])
+
+
+def test_relative_paths_stay_relative_to_where_the_command_runs(tmp_path: Path) -> None:
+    """Finetuning trap 33: without version_base Hydra moves into its own folder and `task.train_csv=my.csv` is lost."""
+    from conftest import pair_rows, write_arena_csv
+
+    write_arena_csv(tmp_path / "my.csv", pair_rows(24))
+    done = subprocess.run(
+        [sys.executable, "-m", "train", "+experiment=arena_length", "doctor=true", "task.train_csv=my.csv"],
+        cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "24 rows from my.csv" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["my.csv"], "Hydra left folders of its own"
+
+
+def test_settings_are_plain_containers() -> None:
+    """Finetuning trap 34: OmegaConf's own lists leak into JSON, W&B and pickles."""
+    settings = compose("+experiment=arena_quickstart", "folds.only=[0]", "blend.runs=[a,b]")
+    assert type(settings.folds.only) is list and type(settings.blend.runs) is list
+
+
+def test_train_refuses_a_blend_with_the_right_command() -> None:
+    done = run_door("train", "+experiment=arena_blend")
+    assert done.returncode == 2 and "python -m infer +experiment=arena_blend" in done.stderr

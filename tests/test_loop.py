@@ -23,9 +23,15 @@ from train.loop import PairTrainer, last_whole_checkpoint, parameter_groups, tra
 ROWS = pair_rows(16)
 
 
-def trainer(folder: Path, encoder: str, *overrides: str, rows: list = ROWS, head: str = "joint", smoothing: float = 0.0):
+def trainer(
+    folder: Path, encoder: str, *overrides: str, rows: list = ROWS, head: str = "joint", smoothing: float = 0.0
+):
     settings = compose(
-        "+experiment=arena_quickstart", "model.dropout=0.0", "trainer.epochs=1", "trainer.learning_rate=1e-3", *overrides
+        "+experiment=arena_quickstart",
+        "model.dropout=0.0",
+        "trainer.epochs=1",
+        "trainer.learning_rate=1e-3",
+        *overrides,
     )
     set_seed(0)
     tokenizer = load_tokenizer(encoder)
@@ -63,8 +69,12 @@ def test_accumulation_gives_the_gradient_of_one_large_batch(tiny_encoder: str, t
     )
     parts = first_norm(
         trainer(
-            tmp_path / "b", tiny_encoder, "trainer.batch_rows=4", "trainer.accumulation=4",
-            "trainer.max_grad_norm=1e9", head=head,
+            tmp_path / "b",
+            tiny_encoder,
+            "trainer.batch_rows=4",
+            "trainer.accumulation=4",
+            "trainer.max_grad_norm=1e9",
+            head=head,
         )  # fmt: skip
     )
     assert parts == pytest.approx(whole, rel=1e-4)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from models.tasks.cells import write_turns
+
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 make_samples = importlib.import_module("make_samples")
 
@@ -78,7 +80,7 @@ def test_snippets_are_cleaned_and_fragments_repeats_and_damaged_ones_are_dropped
 
 
 def test_a_cell_is_an_ascii_list_with_slashes_escaped_and_emoji_as_pairs() -> None:
-    written = make_samples.kaggle_cell(["and/or", 'é "said"', "\U0001f600"])
+    written = write_turns(["and/or", 'é "said"', "\U0001f600"])
     assert written == r'["and\/or","\u00e9 \"said\"","\ud83d\ude00"]'
 
 

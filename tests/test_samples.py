@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from models.tasks.cells import write_turns
+
 ROOT = Path(__file__).resolve().parents[1]
 ARENA = ROOT / "data" / "sample" / "arena"
 REVIEWS = ROOT / "data" / "sample" / "reviews" / "reviews.csv"
@@ -74,7 +76,7 @@ def test_the_real_competition_files_come_back_byte_for_byte(name: str, tmp_path:
     places = [columns.index(column) for column in TEXTS]
     for row in rows:
         for place in places:
-            row[place] = make_samples.kaggle_cell(json.loads(row[place]))
+            row[place] = write_turns(json.loads(row[place]))
     make_samples.write_csv(tmp_path / "again.csv", columns, rows)
     assert (tmp_path / "again.csv").read_bytes() == (KAGGLE / f"{name}.csv").read_bytes()
 

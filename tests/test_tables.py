@@ -10,10 +10,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.tasks.tables import read_table, require_columns, write_atomically
+
+settings.load_profile("ci")  # the same examples every time, and no deadline: a busy machine is not a bug
 
 CSV = 'id,text\n007,"one\ntwo"\n\nNA,"say ""hi"""\n'
 CELLS = [["007", "one\ntwo"], ["NA", 'say "hi"']]

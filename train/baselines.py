@@ -28,9 +28,7 @@ def score_baselines(data: FoldData, folds: list[int], *, seed: int, folder: Path
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if kept.get("folds") != folds:
         log.info(f"baselines on the same folds: {', '.join(BASELINES.values())}")
-        losses = {
-            words: heldout_of(method, data, folds, seed=seed).log_loss() for method, words in BASELINES.items()
-        }
+        losses = {words: heldout_of(method, data, folds, seed=seed).log_loss() for method, words in BASELINES.items()}
         kept = {"folds": folds, "log_loss": losses}
         write_json(path, kept)
     return dict(kept["log_loss"])
@@ -45,5 +43,7 @@ def heldout_of(method: str, data: FoldData, folds: list[int], *, seed: int) -> P
         classifier = make_classifier(MethodSettings(name=method, embeddings="no", members=[]), seed=seed)
         classifier.fit([data.rows[row] for row in data.training(fold)])
         held = data.heldout(fold)
-        parts.append(data.predictions(held, np.asarray(classifier.predict_proba([data.rows[row] for row in held])), fold))
+        parts.append(
+            data.predictions(held, np.asarray(classifier.predict_proba([data.rows[row] for row in held])), fold)
+        )
     return join(parts)

@@ -55,8 +55,8 @@ class EvaluationLine(TrainerCallback):
         self.prefix = prefix
         self.started = time.monotonic()
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-                    metrics: dict[str, float], **_: Any) -> None:  # fmt: skip
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        metrics: dict[str, float] = given["metrics"]
         if not state.is_world_process_zero:
             return
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
@@ -104,8 +104,7 @@ class Patience(TrainerCallback):
     def __init__(self, evaluations: int) -> None:
         self.evaluations = evaluations
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-                    metrics: dict[str, float], **_: Any) -> None:  # fmt: skip
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         scores = [entry["eval_log_loss"] for entry in state.log_history if "eval_log_loss" in entry]
         if len(scores) - 1 - scores.index(min(scores)) >= self.evaluations:
             control.should_training_stop = True

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from infer.files import write_atomically
 from models.settings import Settings
+from models.tasks.files import write_atomically
 
 
 def write_cards(settings: Settings, metrics: dict[str, Any], folds: list[int], folder: Path) -> None:

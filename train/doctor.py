@@ -1,4 +1,4 @@
-"""`python -m train +experiment=... doctor=true`: what a run would read, cut, cost, and what looks wrong; trains nothing.
+"""`python -m train +experiment=... doctor=true`: what a run would read, cut and cost, and what looks wrong.
 
 Answers "why does my model not learn?" before the hours are spent. Knows rows, tokens and one timed step.
 """
@@ -61,7 +61,7 @@ def describe_rows(rows: Sequence[ArenaRow]) -> Iterator[str]:
     same = sum(row.response_a == row.response_b for row in rows)
     yield f"  odd answers    {empty} rows with an empty answer, {same} with two identical ones"
     repeated, conflicting = repeats(rows)
-    yield f"  repeats        {repeated} rows repeat another one's texts (either order), {conflicting} with another label"
+    yield f"  repeats        {repeated} rows repeat another's texts (either order), {conflicting} with another label"
     groups = Counter(prompt_groups(rows).tolist())
     shared = sum(count for count in groups.values() if count > 1)
     yield (
@@ -99,7 +99,7 @@ def _encoder_lines(settings: Settings, rows: list[ArenaRow]) -> Iterator[str]:
     fields = tokenise_fields(rows, tokenizer)
     yield f"  model          {settings.model.name}, {settings.model.head} head, {len(tokenizer)} tokens known"
     tokens = fields.row_tokens()
-    spread = ", ".join(f"p{p} {value:.0f}" for p, value in zip(PERCENTILES, np.percentile(tokens, PERCENTILES), strict=True))
+    spread = ", ".join(f"p{p} {np.percentile(tokens, p):.0f}" for p in PERCENTILES)
     yield f"  tokens a row   {spread}"
     unknown = unknown_share(fields, tokenizer)
     yield f"  unknown        {unknown:.2%} of tokens are {tokenizer.unk_token}" + (
@@ -143,8 +143,8 @@ def _cost_lines(settings: Settings, rows: list[ArenaRow], fields: Any, reader: A
                           None if scale is None or matrix is None else scale.apply(matrix))  # fmt: skip
     seconds = _timed_step(model, {k: v.to(device) for k, v in inputs.items()}, device, precision) * trainer.accumulation
     yield (
-        f"  steps          {steps:.0f} a fold, {count} fold(s), {trainer.batch_rows * trainer.accumulation} pairs a step; "
-        f"about {seconds:.2f} s a step here, {steps * count * seconds / 60:.0f} min in all"
+        f"  steps          {steps:.0f} a fold, {count} fold(s), {trainer.batch_rows * trainer.accumulation} pairs a "
+        f"step; about {seconds:.2f} s a step here, {steps * count * seconds / 60:.0f} min in all"
     )
 
 

@@ -165,13 +165,15 @@ def _attempt(
     training, held = data.training(fold), data.heldout(fold)
     scale = None if data.matrix is None else FeatureScale.fit(data.matrix[training])
     given = None if scale is None or data.matrix is None else scale.apply(data.matrix)
-    encoder = load_encoder(
+    encoder: Any = load_encoder(
         resolve_model(settings.model.name), dropout=settings.model.dropout, vocab_size=len(data.tokenizer)
     )
     check_budget(encoder, task.budget_tokens, settings.model.name)
     freeze_lowest(encoder, settings.model.frozen_layers)
     if trainer.activation_checkpointing:
-        encoder.gradient_checkpointing_enable()
+        # The older name is deprecated from transformers 5.2x on, the newer one missing before.
+        enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
+        enable()
     reader = make_reader(
         data.tokenizer, head=settings.model.head, budget_tokens=task.budget_tokens, prompt_share=task.prompt_share
     )
@@ -226,7 +228,7 @@ def _attempt(
     if checkpoint is not None:
         log.info(f"fold {fold}: going on from {checkpoint}")
     loop.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _finish_tracking(arguments.report_to)
+    _finish_tracking()
     state = loop.state
     story = {
         "collapsed": guard.judge(state, arguments),
@@ -257,9 +259,7 @@ def _report_to(settings: Settings, fold: int, work: Path) -> list[str]:
     return ["wandb"]
 
 
-def _finish_tracking(report_to: list[str]) -> None:
-    """Close this fold's tracking run: the next fold is another one."""
-    if "wandb" in report_to:
-        import wandb
-
-        wandb.finish()
+def _finish_tracking() -> None:
+    """Close this fold's tracking run, if there is one: the next fold is another."""
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from models.tasks.arena import LABELS, ArenaRow
+from models.tasks.files import write_atomically
 from models.tasks.groups import prompt_groups
-from models.tasks.tables import read_table, require_columns, write_atomically
+from models.tasks.tables import read_table, require_columns
 
 NEVER = -1  # the fold of a row that no fold holds out
 FINEST_PARTS = 20  # a single held-out part is some of these, so its share is right to 5 % of the rows

@@ -76,7 +76,7 @@ class PairTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with a rate per depth: the head at the full rate, each layer below at layer_decay of the one above."""
         if self.optimizer is None:
-            network = model or self.model
+            network: Any = model or self.model
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, network)
             groups = parameter_groups(
                 network,
@@ -94,8 +94,9 @@ class PairTrainer(Trainer):
         Not Trainer's own loop: that one would prepare the model before train() does, after which the ranks of a
         distributed run drift apart (environment trap T6), and multiplies eval_loss by the number of ranks (T1).
         """
-        self.model.eval()
-        scores = {f"{metric_key_prefix}_{key}": value for key, value in self.evaluate_heldout(self.model).items()}
+        network: Any = self.model
+        network.eval()
+        scores = {f"{metric_key_prefix}_{key}": value for key, value in self.evaluate_heldout(network).items()}
         self.log(dict(scores))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
@@ -106,7 +107,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Parameters grouped by (rate, weight decay); frozen ones are left out.
 
-    Layer-wise decay: Howard and Ruder 2018, section 3.2; the rate at depth d is learning_rate * layer_decay ** (top - d).
+    The rate at depth d is learning_rate * layer_decay ** (top - d). Source: Howard and Ruder 2018, section 3.2.
     """
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     depths = {depth(name) for name, _ in trained} - {HEAD_DEPTH}
@@ -126,6 +127,7 @@ def training_arguments(settings: Settings, folder: Path, *, rows: int, seed: int
     trainer = settings.trainer
     items = rows * (2 if trainer.swap == "both" else 1)
     steps_per_epoch = max(1, math.ceil(items / (trainer.batch_rows * trainer.accumulation * world_size)))
+    eval_steps = max(1, int(steps_per_epoch / trainer.evals_per_epoch))
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=trainer.epochs,
@@ -142,9 +144,9 @@ def training_arguments(settings: Settings, folder: Path, *, rows: int, seed: int
         seed=seed,
         data_seed=seed,
         eval_strategy="steps",
-        eval_steps=max(1, steps_per_epoch // trainer.evals_per_epoch),
+        eval_steps=eval_steps,
         save_strategy="steps",
-        save_steps=max(1, steps_per_epoch // trainer.evals_per_epoch),
+        save_steps=eval_steps,
         save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="log_loss",

@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
-from infer.files import write_atomically, write_json
+from infer.files import write_json
 from models.settings import FREE_KEYS, Settings, flatten
+from models.tasks.files import write_atomically
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "scikit-learn", "numpy", "pandas", "tiebreak")
 

@@ -87,9 +87,7 @@ def settle_folds(settings: Settings, folder: Path, table: ArenaTable, main: bool
     if source is not None:
         folds = read_folds(source, table.rows)
     else:
-        folds = make_folds(
-            table.rows, count=settings.folds.count, seed=settings.seed, holdout=settings.folds.holdout
-        )
+        folds = make_folds(table.rows, count=settings.folds.count, seed=settings.seed, holdout=settings.folds.holdout)
     if main and not path.is_file():
         write_folds(path, table.rows, folds)
     wait_for_all()
@@ -113,7 +111,7 @@ def prepare_encoder(settings: Settings, data: FoldData, folder: Path, main: bool
 
 
 def finish(settings: Settings, data: FoldData, folds: list[int], folder: Path) -> dict:
-    """Join the folds, fit the temperature, score, set beside the baselines; heldout.csv, calibration.json, metrics.json."""
+    """Join the folds, fit the temperature, score, and set the score beside the baselines; all of it in files."""
     from infer.logs import log
 
     heldout = join([Predictions.read(folder / f"fold{fold}" / "heldout.csv") for fold in folds])

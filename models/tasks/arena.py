@@ -9,12 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
 from models.tasks.cells import UNEVEN_TURNS, Repairs, read_turns
-from models.tasks.tables import Table, read_table, require_columns, write_atomically
+from models.tasks.files import write_atomically
+from models.tasks.tables import Table, read_table, require_columns
 
 LABELS: tuple[str, ...] = ("model_a", "model_b", "tie")
 # Column j of a swapped row is column SWAP[j] of the row as written: the answers change places, the tie stays.
@@ -93,7 +93,7 @@ def read_rows(
     path: str | Path,
     *,
     labelled: bool,
-    on_bad_row: Literal["refuse", "skip"] = "refuse",
+    on_bad_row: str = "refuse",
     votes_path: str | Path | None = None,
 ) -> ArenaTable:
     """The rows of a Kaggle arena file (.csv, .csv.gz, .zip, .parquet).

@@ -8,6 +8,7 @@ import json
 import re
 import tokenize
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -61,6 +62,11 @@ def read_turns(cell: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if not values:
         return ("",), (MISSING_CELL,)
     return tuple(_as_text(value, kinds) for value in values), tuple(kinds)
+
+
+def write_turns(turns: Iterable[str]) -> str:
+    r"""The turns as the competition's files write them: an ASCII JSON list, no blanks between, `/` as `\/`."""
+    return json.dumps(list(turns), ensure_ascii=True, separators=(",", ":")).replace("/", "\\/")
 
 
 def _read_list(cell: str, kinds: list[str]) -> list[Any]:

@@ -22,6 +22,7 @@ from models.tasks.tokens import (
     check_tokenizer,
     fingerprint,
     keep_newlines,
+    restore_nfkc,
     tokenise_fields,
     unknown_share,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "fingerprint",
     "keep_newlines",
     "make_frame",
+    "restore_nfkc",
     "smallest_budget",
     "tokenise_fields",
     "unknown_share",

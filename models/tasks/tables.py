@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import os
 import sys
-import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -80,20 +78,6 @@ def require_columns(table: Table, names: Sequence[str], hint: str = "") -> None:
         close = get_close_matches(name, present, n=1)
         said.append(f"'{name}'" + (f" (closest: '{close[0]}')" if close else ""))
     raise ValueError(f"{table.path} has no column {', '.join(said)}. It has: {', '.join(present)}. {hint}".rstrip())
-
-
-@contextmanager
-def write_atomically(path: str | Path) -> Iterator[Path]:
-    """A name beside `path` to write to, put in its place once the block ends well: never a half-written file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The name keeps two writers apart and ends as the path does, since writers choose the format by it.
-    unfinished = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -11,12 +11,12 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from models.tasks.arena import ArenaRow
-from models.tasks.tables import write_atomically
+from models.tasks.files import write_atomically
 
 CHUNK_TEXTS = 1000  # texts per tokenizer call: enough to amortise it, 350,000 ids in Python lists at a time
 LAYOUT_VERSION = b"1"  # part of the fingerprint: raise it when the ids of the same text, or the file's order, change
@@ -39,7 +39,7 @@ class TokenFields:
 
 
 @dataclass(frozen=True, eq=False)
-class TokenCache:
+class TokenCache(Sequence[TokenFields]):
     """TokenFields of N rows, by number, over flat arrays; U distinct texts, F = 3 N fields in the order prompt, a, b.
 
     ids: all texts' token ids, one after the other, int32. text_starts: (U + 1,) where each begins in ids.
@@ -56,7 +56,13 @@ class TokenCache:
     def __len__(self) -> int:
         return (len(self.field_starts) - 1) // 3
 
-    def __getitem__(self, index: int) -> TokenFields:
+    @overload
+    def __getitem__(self, index: int) -> TokenFields: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenFields]: ...
+    def __getitem__(self, index: int | slice) -> TokenFields | list[TokenFields]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(len(self))[index]]
         row = range(len(self))[index]  # the range knows negative indices and refuses those outside
         return TokenFields(self._turns(3 * row), self._turns(3 * row + 1), self._turns(3 * row + 2))
 
@@ -157,6 +163,24 @@ def keep_newlines(tokenizer: Any) -> bool:
     return True
 
 
+def restore_nfkc(tokenizer: Any) -> bool:
+    """Puts NFKC before a SentencePiece vocabulary that lost its own normaliser; True if it was put there.
+
+    transformers 5 builds DeBERTa-v3's tokenizer from spm.model without it, so that a one-character ellipsis, a
+    ligature or a full-width comma becomes an unknown token where pretraining saw its plain form.
+    """
+    from tokenizers import normalizers
+
+    backend = tokenizer.backend_tokenizer
+    definition = json.loads(backend.to_str())
+    has_one = any(kind in json.dumps(definition["normalizer"]) for kind in ('"NFKC"', '"Precompiled"'))
+    if definition["model"]["type"] != "Unigram" or has_one:
+        return False
+    present = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), *present])
+    return True
+
+
 def check_tokenizer(tokenizer: Any, model_vocab_size: int) -> None:
     """Refuses a stub: transformers hands out a few control tokens, silently, where a vocabulary file is missing."""
     size = len(tokenizer)
@@ -200,7 +224,7 @@ def _spelt_out_controls(tokenizer: Any) -> dict[int, list[int]]:
     """For each control token the ids of its characters, broken by a space after the first.
 
     split_special_tokens alone does not do: DeBERTa-v3's vocabulary holds "[SEP]" as an ordinary piece too, with the
-    control token's very id, and full-width brackets are normalised into it.
+    control token's very id, and with NFKC full-width brackets turn into it.
     """
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     controls = sorted((added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id})
