@@ -11,11 +11,15 @@ from typing import Any
 from models.checkpoint import read_identity, write_identity
 from models.settings import MethodSettings
 
+EMBEDDINGS = {"auto": None, "yes": True, "no": False}  # None: where the package is installed
+
 
 def _kinds() -> dict[str, Any]:
     from infer.baselines import ClassPrior, Features, Length, Tfidf, Uniform
+    from infer.ensemble import Ensemble
 
-    return {"uniform": Uniform, "prior": ClassPrior, "length": Length, "tfidf": Tfidf, "features": Features}
+    learn = {"length": Length, "tfidf": Tfidf, "features": Features, "ensemble": Ensemble}
+    return {"uniform": Uniform, "prior": ClassPrior, **learn}
 
 
 def make_classifier(method: MethodSettings, *, seed: int) -> Any:
@@ -24,7 +28,9 @@ def make_classifier(method: MethodSettings, *, seed: int) -> Any:
     if method.name not in kinds:
         raise ValueError(f"method.name={method.name!r} does not learn by fit(rows); those that do: {', '.join(kinds)}.")
     kind = kinds[method.name]
-    return kind(seed=seed) if method.name == "features" else kind()
+    if method.name in ("features", "ensemble"):
+        return kind(seed=seed, embeddings=EMBEDDINGS[method.embeddings])
+    return kind()
 
 
 def save_classifier(classifier: Any, folder: Path, *, method: str) -> None:

@@ -35,7 +35,7 @@ def world_size() -> int:
 
 
 def open_door(run: Callable[[Settings], Any]) -> None:
-    """Compose the config, check it, and hand it to `run`; what a user got wrong ends as one sentence and exit code 2."""
+    """Compose the config, check it, hand it to `run`; what a user got wrong ends as a sentence and exit code 2."""
     # Before torch starts its threads: spinning threads make two busy cores 4 to 20 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from infer.predictions import swap_average
 from infer.ranks import is_main, over_ranks
 from models.checkpoint import read_identity, write_identity
 from models.encoder import PairClassifier, load_encoder
@@ -70,8 +71,7 @@ class EncoderClassifier:
         probs = over_ranks(longest_first, work)  # (N, orders, 3)
         if len(orders) == 1:
             return probs[:, 0], np.zeros(len(probs), dtype=np.float32)
-        back = probs[:, 1][:, list(SWAP)]
-        return (probs[:, 0] + back) / 2, np.abs(probs[:, 0] - back).sum(axis=1)
+        return swap_average(probs[:, 0], probs[:, 1], SWAP)
 
     def _forward(self, inputs: dict[str, torch.Tensor], device: str, precision: str) -> np.ndarray:
         half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
@@ -85,11 +85,12 @@ class EncoderClassifier:
         return torch.softmax(logits.float(), dim=-1).cpu().numpy()
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint that AutoModelForSequenceClassification opens, with what the pair reading adds beside it."""
+        """Write an ordinary sequence-classification checkpoint, and beside it what the pair reading adds."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.encoder.save_pretrained(folder)
+        encoder: Any = self.model.encoder
+        encoder.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         if self.model.siamese is not None:
             save_file({k: v.contiguous().cpu() for k, v in self.model.siamese.state_dict().items()}, folder / HEAD_FILE)
@@ -131,7 +132,7 @@ class EncoderClassifier:
         return cls(model, tokenizer, reader, scale, tta=identity["tta"], base=identity["base"])
 
 
-def build_model(encoder: torch.nn.Module, head: str, scale: FeatureScale | None) -> PairClassifier:
+def build_model(encoder: Any, head: str, scale: FeatureScale | None) -> PairClassifier:
     """A PairClassifier whose head has room for the features of `scale`."""
     from models.reader import odd_columns
 

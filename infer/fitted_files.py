@@ -6,6 +6,7 @@ Knows files; never what a part predicts.
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,12 @@ from infer.files import write_json
 from models.tasks.files import write_atomically
 
 SETTINGS_FILE = "settings.json"
-# The compiled types of scikit-learn that skops does not trust by itself; anything else in a file is refused.
-TRUSTED_TYPES = ["sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor", "sklearn.tree._tree.Tree"]
+# The types of scikit-learn that skops does not trust by itself; anything else in a file is refused.
+TRUSTED_TYPES = [
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.tree._tree.Tree",
+]
 
 
 def save_fitted(folder: str | Path, kind: str, settings: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
@@ -24,7 +29,7 @@ def save_fitted(folder: str | Path, kind: str, settings: Mapping[str, Any], part
 
     for name, part in parts.items():
         with write_atomically(Path(folder) / f"{name}.skops") as temporary:
-            skops.io.dump(part, temporary)
+            skops.io.dump(part, temporary, compression=zipfile.ZIP_DEFLATED)
     write_json(Path(folder) / SETTINGS_FILE, {"kind": kind, "settings": dict(settings), "parts": sorted(parts)})
 
 

@@ -187,25 +187,17 @@ def average(tables: Sequence[Predictions], weights: Sequence[float] | np.ndarray
     )
 
 
-def unswap(probs: np.ndarray, permutation: Sequence[int]) -> np.ndarray:
-    """(N, L) of swapped rows -> (N, L) of the rows as written; column l comes from column permutation[l].
+def swap_average(probs: np.ndarray, swapped: np.ndarray, permutation: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """((N, L) mean of both presentation orders, (N,) disagreement: the L1 distance between the two, 0 to 2).
 
-    Refuses a permutation that does not undo itself: two swaps must give the row back.
+    swapped: (N, L) of the same rows with the answers exchanged, its columns still as predicted; column l of the rows
+    as written is column permutation[l] there. Refuses a permutation that does not undo itself.
     """
     order = list(permutation)
     if sorted(order) != list(range(probs.shape[1])) or [order[column] for column in order] != sorted(order):
         raise ValueError(f"permutation is {order}, expected {probs.shape[1]} columns that undo themselves: (1, 0, 2).")
-    return probs[:, order]
-
-
-def swap_average(first: Predictions, second: Predictions, permutation: Sequence[int]) -> tuple[Predictions, np.ndarray]:
-    """Mean of both presentation orders, and (N,) float32 disagreement: the L1 distance between the two, 0 to 2.
-
-    second: the same ids with the answers exchanged, its columns still as predicted; its truth is not read.
-    """
-    back = align_like(replace(second, probs=unswap(second.probs, permutation), truth=None), first, "the swapped table")
-    distance = np.abs(first.probs64() - back.probs64()).sum(axis=1).astype(np.float32)
-    return replace(average([first, back]), fold=first.fold), distance
+    back = swapped[:, order]
+    return (probs + back) / 2, np.abs(probs - back).sum(axis=1)
 
 
 def align_like(table: Predictions, pattern: Predictions, name: str) -> Predictions:

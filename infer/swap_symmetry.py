@@ -1,19 +1,83 @@
 """Makes a classifier of arena rows exactly symmetric: it is fitted on both orders and averages its answers to both.
 
-Knows matrices, targets and the label order; never a text, a file or a kind of classifier.
+Knows matrices, targets and the label order; never a text, nor which classifiers and columns there are.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from infer.fitted_files import load_fitted, save_fitted
+from infer.predictions import swap_average
 from models.tasks.arena import LABELS, SWAP, ArenaRow
 
 # predict_proba of a row is never below this, so that one sure mistake does not decide the log loss of a table.
-PROB_FLOOR = 1e-4
+LEAST_PROB = 1e-4
+
+
+class SwapSymmetric:
+    """The road the learning baselines share: rows -> matrices of both orders -> classifiers -> their mean.
+
+    A subclass says how rows become matrices (`_matrices`), what is fitted (`_classifiers`) and with which settings.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+        self.parts: dict[str, Any] = {}
+
+    def fit(self, rows: Sequence[ArenaRow]) -> Self:
+        """Fits on both orders of every row. Deterministic for the seed."""
+        targets = soft_targets(rows)
+        self.parts = self._prepare(rows)
+        matrix, swapped = self._matrices(rows)
+        examples, labels, weights = both_orders(matrix, swapped, targets)
+        for name, classifiers in self._classifiers().items():
+            self.parts[name] = [_fit_weighted(classifier, examples, labels, weights) for classifier in classifiers]
+        return self
+
+    def predict_proba(self, rows: Sequence[ArenaRow]) -> np.ndarray:
+        """(N, 3) float32, mean over the classifiers and both orders."""
+        require_fitted(self, self.parts)
+        if not rows:
+            return np.zeros((0, len(LABELS)), dtype=np.float32)
+        matrix, swapped = self._matrices(rows)
+        by_name = [
+            np.mean([averaged_over_orders(part, matrix, swapped) for part in self.parts[name]], axis=0)
+            for name in self._classifiers()
+        ]
+        return finished(np.mean(by_name, axis=0))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the settings and the fitted parts; no pickle."""
+        require_fitted(self, self.parts)
+        save_fitted(folder, self.kind, self.settings, self.parts)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """What save wrote; predicts the same bits."""
+        settings, parts = load_fitted(folder, cls.kind)
+        loaded = cls(**settings)
+        loaded.parts = parts
+        return loaded
+
+    def _prepare(self, rows: Sequence[ArenaRow]) -> dict[str, Any]:
+        """Parts that must be fitted before rows can become matrices."""
+        return {}
+
+    def _matrices(self, rows: Sequence[ArenaRow]) -> tuple[Any, Any]:
+        """(N, F) features of the rows as written and of the rows with the answers exchanged."""
+        raise NotImplementedError
+
+    def _classifiers(self) -> dict[str, list[Any]]:
+        """Unfitted classifiers by name; those of one name share its weight, and all names weigh the same."""
+        raise NotImplementedError
 
 
 def soft_targets(rows: Sequence[ArenaRow]) -> np.ndarray:
@@ -44,7 +108,7 @@ def both_orders(matrix: Any, swapped: Any, targets: np.ndarray) -> tuple[Any, np
 
 def averaged_over_orders(classifier: Any, matrix: Any, swapped: Any) -> np.ndarray:
     """(N, 3) float64 mean of both orders' probabilities; exchanging the matrices exchanges columns 0 and 1."""
-    return (label_probs(classifier, matrix) + label_probs(classifier, swapped)[:, SWAP]) / 2
+    return swap_average(label_probs(classifier, matrix), label_probs(classifier, swapped), SWAP)[0]
 
 
 def label_probs(classifier: Any, matrix: Any) -> np.ndarray:
@@ -55,6 +119,22 @@ def label_probs(classifier: Any, matrix: Any) -> np.ndarray:
 
 
 def finished(probs: np.ndarray) -> np.ndarray:
-    """(N, 3) float32 rows that sum to one, no entry below about PROB_FLOOR."""
-    floored = np.maximum(probs, PROB_FLOOR)
+    """(N, 3) float32 rows that sum to one, no entry below about LEAST_PROB."""
+    floored = np.maximum(probs, LEAST_PROB)
     return (floored / floored.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _fit_weighted(classifier: Any, examples: Any, labels: np.ndarray, weights: np.ndarray) -> Any:
+    steps = getattr(classifier, "steps", None)
+    weight_name = f"{steps[-1][0]}__sample_weight" if steps else "sample_weight"
+    with warnings.catch_warnings():
+        # Networks stop after a set number of passes on purpose; with few rows there are fewer examples than quantiles.
+        warnings.filterwarnings("ignore", message="Stochastic Optimizer: Maximum iterations")
+        warnings.filterwarnings("ignore", message="n_quantiles")
+        warnings.filterwarnings("ignore", message="Got `batch_size`")
+        return classifier.fit(examples, labels, **{weight_name: weights})
+
+
+def require_fitted(classifier: object, state: object) -> None:
+    if not state:
+        raise RuntimeError(f"{type(classifier).__name__} has not been fitted. Call fit(rows) or load(folder) first.")

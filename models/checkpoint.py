@@ -1,4 +1,4 @@
-"""What makes a folder of weights a Tiebreak checkpoint: tiebreak.json says which task, labels and reading it was trained for.
+"""What makes a folder of weights a Tiebreak checkpoint: tiebreak.json names its task, labels and way of reading.
 
 A checkpoint needs nothing beside its own folder. Knows no network.
 """

@@ -3,8 +3,9 @@
 Two heads over one ordinary sequence-classification network of three outputs:
 
 joint    one sequence holds prompt and both answers; the network's outputs are the logits.
-siamese  prompt + answer is read once per answer with the same weights. The outputs (f_a, f_b, f_tie) of the two
-         readings x and y of answers A and B make the logits
+siamese  prompt + answer is read once per answer with the same weights. The outputs (f_a, f_b, f_tie), to which the
+         mean of the answer's last hidden states adds a linear part, of the two readings x and y of answers A and B
+         make the logits
 
              score  s(x) = f_a(x) - f_b(x),   d = s(x) - s(y)  [+ w . (phi_A - phi_B)]
              logit(model_a) = d / 2,  logit(model_b) = -d / 2
@@ -28,12 +29,16 @@ from torch.nn import functional as F
 class SiameseHead(nn.Module):
     """Antisymmetric logits of two readings.
 
+    hidden_size: of the network, for the mean over the answer's tokens: sentence encoders keep their meaning there and
+    not in the first token, which the network's own outputs are made of.
     pair_size: how many features describe how A differs from B (antisymmetric: a swap negates them);
     even_size: how many describe the pair as a whole (a swap leaves them). Both 0 without pair features.
     """
 
-    def __init__(self, pair_size: int = 0, even_size: int = 0) -> None:
+    def __init__(self, hidden_size: int, pair_size: int = 0, even_size: int = 0) -> None:
         super().__init__()
+        self.mean = nn.Linear(hidden_size, 3, bias=False)
+        nn.init.normal_(self.mean.weight, std=0.02)
         # softplus(0.5413) = 1: a tie loses as much as the winner's full score difference gains.
         self.slope = nn.Parameter(torch.tensor(0.5413))
         # Zero weights: training starts from what the text says, and no feature can break the first steps.
@@ -43,12 +48,23 @@ class SiameseHead(nn.Module):
             if layer is not None:
                 nn.init.zeros_(layer.weight)
 
-    def forward(self, readings: Tensor, odd: Tensor | None = None, even: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        outputs: Tensor,
+        hidden: Tensor,
+        answer_mask: Tensor,
+        odd: Tensor | None = None,
+        even: Tensor | None = None,
+    ) -> Tensor:
         """(B, 3) float32 logits.
 
-        readings: (2B, 3), answers A and B of a row in turn. odd: (B, pair_size). even: (B, even_size).
+        outputs: (2B, 3), answers A and B of a row in turn. hidden: (2B, T, H), the last layer's. answer_mask: (2B, T),
+        1 at the answer's tokens. odd: (B, pair_size). even: (B, even_size).
         """
-        first, second = readings.float().unflatten(0, (-1, 2)).unbind(1)  # (2B, 3) -> two of (B, 3)
+        weight = answer_mask.unsqueeze(-1).to(hidden.dtype)
+        mean = (hidden * weight).sum(1) / weight.sum(1)  # (2B, T, H) -> (2B, H); the separator keeps the sum above 0
+        readings = (outputs + self.mean(mean)).float()
+        first, second = readings.unflatten(0, (-1, 2)).unbind(1)  # (2B, 3) -> two of (B, 3)
         difference = (first[:, 0] - first[:, 1]) - (second[:, 0] - second[:, 1])
         tie = first[:, 2] + second[:, 2]
         if self.odd is not None and odd is not None:
@@ -67,10 +83,10 @@ class PairClassifier(nn.Module):
     # accumulation and multiply it by the number of micro-batches (environment trap T1).
     accepts_loss_kwargs = False
 
-    def __init__(self, encoder: nn.Module, head: str, pair_size: int = 0, even_size: int = 0) -> None:
+    def __init__(self, encoder: Any, head: str, pair_size: int = 0, even_size: int = 0) -> None:
         super().__init__()
         self.encoder = encoder
-        self.siamese = SiameseHead(pair_size, even_size) if head == "siamese" else None
+        self.siamese = SiameseHead(encoder.config.hidden_size, pair_size, even_size) if head == "siamese" else None
 
     @property
     def head(self) -> str:
@@ -80,18 +96,18 @@ class PairClassifier(nn.Module):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        token_type_ids: Tensor | None = None,
+        token_type_ids: Tensor,
         odd: Tensor | None = None,
         even: Tensor | None = None,
     ) -> Tensor:
         """(B, 3) float32 logits. input_ids, attention_mask, token_type_ids: (B, T) joint, (2B, T) siamese."""
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if token_type_ids is not None and getattr(self.encoder.config, "type_vocab_size", 0) > 1:
+        if getattr(self.encoder.config, "type_vocab_size", 0) > 1:
             inputs["token_type_ids"] = token_type_ids
-        outputs = self.encoder(**inputs).logits
         if self.siamese is None:
-            return outputs.float()
-        return self.siamese(outputs, odd, even)
+            return self.encoder(**inputs).logits.float()
+        outputs = self.encoder(**inputs, output_hidden_states=True)
+        return self.siamese(outputs.logits, outputs.hidden_states[-1], token_type_ids, odd, even)
 
 
 def load_encoder(source: str, *, dropout: float | None = None, vocab_size: int | None = None) -> nn.Module:
@@ -150,7 +166,7 @@ def check_budget(encoder: nn.Module, budget_tokens: int, name: str) -> None:
 
 
 def freeze_lowest(encoder: nn.Module, layers: int) -> int:
-    """Stop the gradients of the embeddings (layers >= 1) and of the lowest layers - 1 blocks; how many weights that froze."""
+    """Freeze the embeddings (layers >= 1) and the lowest layers - 1 blocks; how many weights that froze."""
     frozen = 0
     for name, parameter in encoder.named_parameters():
         if layers and depth(name) < layers:

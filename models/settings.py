@@ -71,7 +71,6 @@ class MethodSettings:
 
     name: str
     embeddings: str  # features, ensemble: MiniLM cosines; auto uses them where the package is installed
-    members: list[str]  # blend: methods trained on the same folds
 
     def __post_init__(self) -> None:
         _one_of("method.name", self.name, METHODS)
@@ -87,6 +86,7 @@ class TrainerSettings:
     accumulation: int  # micro-batches per step
     predict_batch_rows: int
     learning_rate: float
+    head_rate: float  # the new head's rate over the network's
     layer_decay: float  # rate of a layer over the rate of the layer above it
     weight_decay: float
     max_grad_norm: float

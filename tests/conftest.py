@@ -105,7 +105,7 @@ def pair_rows(count: int, *, seed: int = 0) -> list:
                 response_b=(texts[1],),
                 target=target,
                 label_index=label,
-            )  # fmt: skip
+            )
         )
     return rows
 

@@ -71,14 +71,25 @@ def test_padding_and_batch_size_do_not_change_the_answer(tiny_encoder: str, head
 
 
 def test_a_tie_falls_as_the_scores_part() -> None:
-    head = SiameseHead()
+    head = SiameseHead(hidden_size=4)
     scores = torch.tensor([0.0, 1.0, 3.0])
     readings = torch.zeros(6, 3)
     readings[0::2, 0] = scores  # answer A's evidence grows, B's stays
-    logits = head(readings)
+    logits = head(readings, torch.zeros(6, 2, 4), torch.ones(6, 2))
     probs = torch.softmax(logits, -1)
     assert probs[0, 2] > probs[1, 2] > probs[2, 2]
     assert torch.equal(logits[:, 0], -logits[:, 1])
+
+
+def test_the_siamese_mean_reads_the_answers_tokens_and_no_others() -> None:
+    head = SiameseHead(hidden_size=4)
+    hidden, mask = torch.randn(2, 5, 4), torch.tensor([[0, 0, 1, 1, 0]] * 2)
+    elsewhere, inside = hidden.clone(), hidden.clone()
+    elsewhere[:, [0, 1, 4]] += 1.0
+    inside[0, 2] += 1.0
+    logits = head(torch.zeros(2, 3), hidden, mask)
+    assert torch.equal(head(torch.zeros(2, 3), elsewhere, mask), logits)
+    assert not torch.allclose(head(torch.zeros(2, 3), inside, mask), logits)
 
 
 @pytest.mark.parametrize("head", ["joint", "siamese"])

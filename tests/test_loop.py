@@ -75,7 +75,7 @@ def test_accumulation_gives_the_gradient_of_one_large_batch(tiny_encoder: str, t
             "trainer.accumulation=4",
             "trainer.max_grad_norm=1e9",
             head=head,
-        )  # fmt: skip
+        )
     )
     assert parts == pytest.approx(whole, rel=1e-4)
 
@@ -136,6 +136,16 @@ def test_lower_layers_learn_at_lower_rates(tiny_encoder: str) -> None:
     assert by_depth == {HEAD_DEPTH: 1.0, 2: 0.5, 1: 0.25, 0: 0.125}
 
 
+def test_the_head_may_learn_faster_than_the_network(tiny_encoder: str) -> None:
+    model = build_model(load_encoder(tiny_encoder), "siamese", None)
+    groups = parameter_groups(
+        model, decayed=set(), learning_rate=1.0, weight_decay=0.0, layer_decay=1.0, head_rate=10.0
+    )
+    rate = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert rate[id(model.siamese.mean.weight)] == 10.0
+    assert rate[id(model.encoder.bert.embeddings.word_embeddings.weight)] == 1.0
+
+
 def test_frozen_weights_are_in_no_group_and_weight_decay_spares_norms(tiny_encoder: str, tmp_path: Path) -> None:
     loop = trainer(tmp_path, tiny_encoder, "trainer.batch_rows=16")
     frozen = loop.model.encoder.bert.embeddings.word_embeddings.weight.requires_grad_(False)
@@ -154,7 +164,7 @@ def test_the_best_metric_is_the_smallest_log_loss(tiny_encoder: str, tmp_path: P
 
 
 def test_the_best_checkpoint_is_what_remains(tiny_encoder: str, tmp_path: Path) -> None:
-    loop = trainer(tmp_path, tiny_encoder, "trainer.batch_rows=4", "trainer.epochs=3")
+    loop = trainer(tmp_path, tiny_encoder, "trainer.batch_rows=4", "trainer.epochs=3", "trainer.evals_per_epoch=1")
     weights, losses = [], iter([0.9, 0.5, 0.8])
 
     def evaluate(network) -> dict[str, float]:

@@ -39,7 +39,7 @@ def test_every_row_is_held_out_once_and_learnt_from_the_others(finished) -> None
 def test_the_run_folder_holds_the_record(finished) -> None:
     folder = Path(finished[0].run_dir)
     expected = ["config.yaml", "environment.json", "folds.csv", "heldout.csv", "metrics.json", "calibration.json",
-                "fold0/done.json", "fold1/checkpoint/README.md", "predictions.csv", "submission.csv", "train.log"]  # fmt: skip
+                "fold0/done.json", "fold1/checkpoint/README.md", "predictions.csv", "submission.csv"]  # fmt: skip
     assert not [name for name in expected if not (folder / name).is_file()]
     metrics = json.loads((folder / "metrics.json").read_text())
     for key in ("log_loss", "log_loss_interval", "accuracy", "brier", "calibration_error", "per_class",
@@ -247,7 +247,8 @@ def test_two_processes_make_one_folder_and_every_row_once(
 
     (tmp_path / "single").mkdir()
     single = tiny_run(
-        tmp_path, tiny_encoder, "trainer.epochs=2", "model.dropout=0.0", "folds.only=[0]", f"run_dir={tmp_path / 'single'}"
+        tmp_path, tiny_encoder, "trainer.epochs=2", "model.dropout=0.0", "folds.only=[0]",
+        f"run_dir={tmp_path / 'single'}",
     )  # fmt: skip
     single.trainer.batch_rows = 8  # 2 x 4
     train(single)

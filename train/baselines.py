@@ -40,7 +40,7 @@ def heldout_of(method: str, data: FoldData, folds: list[int], *, seed: int) -> P
 
     parts = []
     for fold in folds:
-        classifier = make_classifier(MethodSettings(name=method, embeddings="no", members=[]), seed=seed)
+        classifier = make_classifier(MethodSettings(name=method, embeddings="no"), seed=seed)
         classifier.fit([data.rows[row] for row in data.training(fold)])
         held = data.heldout(fold)
         parts.append(

@@ -158,6 +158,7 @@ def _attempt(
     from train import callbacks
     from train.batches import PairSampler
     from train.loop import PairTrainer, last_whole_checkpoint, training_arguments
+    from train.metrics import log_loss_metric
 
     set_seed(seed)  # the new head's weights, then dropout
     trainer, task = settings.trainer, settings.task
@@ -189,12 +190,14 @@ def _attempt(
         target[swapped == 1] = target[swapped == 1][:, [1, 0, 2]]
         return batch | {"targets": torch.from_numpy(target)}
 
+    log_loss = log_loss_metric()
+
     def evaluate_heldout(network: Any) -> dict[str, float]:
         probs, disagreement = predict_heldout(settings, classifier, data, held)
-        table = data.predictions(held, probs)
-        hits = probs.argmax(axis=1) == table.label_index()
+        truth = data.predictions(held, probs).label_index()
+        hits = probs.argmax(axis=1) == truth
         return {
-            "log_loss": table.log_loss(),
+            **log_loss.compute(predictions=probs, references=truth),
             "accuracy": float(hits.mean()),
             "swap_disagreement": float(disagreement.mean()),
         }
@@ -222,6 +225,7 @@ def _attempt(
         evaluate_heldout=evaluate_heldout,
         label_smoothing=trainer.label_smoothing,
         layer_decay=trainer.layer_decay,
+        head_rate=trainer.head_rate,
         callbacks=watching,
     )
     checkpoint = last_whole_checkpoint(work)

@@ -42,12 +42,14 @@ class PairTrainer(Trainer):
         evaluate_heldout: Callable[[PairClassifier], dict[str, float]],
         label_smoothing: float = 0.0,
         layer_decay: float = 1.0,
+        head_rate: float = 1.0,
         callbacks: list[Any] | None = None,
     ) -> None:
         self.sampler = sampler
         self.evaluate_heldout = evaluate_heldout
         self.label_smoothing = label_smoothing
         self.layer_decay = layer_decay
+        self.head_rate = head_rate
         items = PairItems(len(sampler.lengths))
         super().__init__(
             model,
@@ -84,6 +86,7 @@ class PairTrainer(Trainer):
                 learning_rate=self.args.learning_rate,
                 weight_decay=self.args.weight_decay,
                 layer_decay=self.layer_decay,
+                head_rate=self.head_rate,
             )
             self.optimizer = kind(groups, **options)
         return self.optimizer
@@ -103,18 +106,26 @@ class PairTrainer(Trainer):
 
 
 def parameter_groups(
-    model: torch.nn.Module, *, decayed: set[str], learning_rate: float, weight_decay: float, layer_decay: float
+    model: torch.nn.Module,
+    *,
+    decayed: set[str],
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float,
+    head_rate: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Parameters grouped by (rate, weight decay); frozen ones are left out.
 
-    The rate at depth d is learning_rate * layer_decay ** (top - d). Source: Howard and Ruder 2018, section 3.2.
+    The rate at depth d is learning_rate * layer_decay ** (top - d), the head's learning_rate * head_rate.
+    Source: Howard and Ruder 2018, section 3.2.
     """
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     depths = {depth(name) for name, _ in trained} - {HEAD_DEPTH}
     top = max(depths, default=0) + 1
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in trained:
-        rate = learning_rate * layer_decay ** (top - min(depth(name), top))
+        at_head = depth(name) == HEAD_DEPTH
+        rate = learning_rate * (head_rate if at_head else layer_decay ** (top - depth(name)))
         decay = weight_decay if name in decayed else 0.0
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)

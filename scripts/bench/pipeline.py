@@ -2,8 +2,8 @@
 
     python scripts/bench/pipeline.py --source train.csv [--tokenizer FOLDER] [--rows 57477] [--budget 512]
 
-The rows are resampled from a real file (Kaggle's columns), so their lengths are the real ones; each gets an id and a prompt
-number of its own, so that grouping and tokenising cannot profit from the repeats. Run under OMP_NUM_THREADS=1.
+The rows are resampled from a real file (Kaggle's columns), so their lengths are the real ones; each text gets a number
+of its own, so that grouping and tokenising cannot profit from the repeats. Run under OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def resample(source: str, count: int, path: Path, seed: int = 0) -> None:
 
 
 def unique(row: ArenaRow, number: int) -> ArenaRow:
-    """The row with its number at the end of every first turn. One row in six keeps a prompt it shares (as in Kaggle's file)."""
+    """The row with its number at the end of every first turn; one row in six keeps a shared prompt, as in Kaggle's."""
     mark = f" #{number}"
     prompt = row.prompt if number % 6 == 0 else (row.prompt[0] + mark, *row.prompt[1:])
     first, second = ((turns[0] + mark, *turns[1:]) for turns in (row.response_a, row.response_b))
