@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from infer.blend import apply, fit_weights
-from infer.calibration import apply_temperature, crossfit_temperature, fit_temperature, write_calibration
+from infer.calibration import apply_temperature, settle_temperature, write_calibration
 from infer.files import write_json
 from infer.logs import open_log
 from infer.predictions import Predictions, average
@@ -34,10 +34,10 @@ def blend_runs(settings: Settings) -> Predictions:
     log = open_log(folder / "infer.log", main=True)
     blend = fit_weights(heldout)
     blended = average(list(heldout.values()), [blend.weights[name] for name in heldout])
-    temperature = fit_temperature(blended)
+    temperature, calibrated = settle_temperature(blended)
     write_calibration(folder / "calibration.json", temperature, blended)
     blended.write(folder / "heldout.csv")
-    record = asdict(blend) | {"temperature": temperature, "calibrated": crossfit_temperature(blended).log_loss()}
+    record = asdict(blend) | {"temperature": temperature, "calibrated": calibrated}
     write_json(folder / "blend.json", record)
     for name in runs:
         log.info(f"  {blend.weights[name]:6.3f}  {blend.alone[name]:.4f}  {name}")

@@ -42,6 +42,17 @@ def fit_temperature(predictions: Predictions) -> float:
     return float(np.exp(found.x)) if found.fun < unchanged - SMALLEST_GAIN else 1.0
 
 
+def settle_temperature(predictions: Predictions) -> tuple[float, float]:
+    """(temperature to use, cross-fitted log loss with one).
+
+    The temperature is 1 where fitting one on the other folds makes the held-out log loss worse: a few rows cannot say
+    how sure a network should be.
+    """
+    crossfitted = crossfit_temperature(predictions).log_loss()
+    helps = crossfitted < predictions.log_loss()
+    return (fit_temperature(predictions) if helps else 1.0), crossfitted
+
+
 def apply_temperature(predictions: Predictions, temperature: float) -> Predictions:
     """The same rows with p^(1/T) renormalised; no probability below PROB_FLOOR. Refuses T <= 0 or not finite."""
     if not (np.isfinite(temperature) and temperature > 0):

@@ -20,7 +20,7 @@ from models.encoder import PairClassifier, load_encoder
 from models.precision import device_and_precision
 from models.reader import FeatureScale, PairFeatures, PairReader, load_tokenizer, make_reader, pair_features, row_tokens
 from models.tasks.arena import LABELS, SWAP, ArenaRow
-from models.tasks.segments import TokenFields, tokenise_fields
+from models.tasks.tokens import TokenFields, cached_fields, tokenise_fields
 
 HEAD_FILE = "pair_head.safetensors"  # what the siamese head adds to the ordinary checkpoint
 
@@ -43,9 +43,15 @@ class EncoderClassifier:
         self.tta = tta
         self.base = base
 
-    def predict_proba(self, rows: Sequence[ArenaRow], *, batch_rows: int = 32, precision: str = "auto") -> np.ndarray:
-        """(N, 3) float32, rows sum to one. Every process of a launch must call it; each reads its share."""
-        fields = tokenise_fields(rows, self.tokenizer)
+    def predict_proba(
+        self, rows: Sequence[ArenaRow], *, batch_rows: int = 32, precision: str = "auto", cache: Path | None = None
+    ) -> np.ndarray:
+        """(N, 3) float32, rows sum to one. Every process of a launch must call it; each reads its share.
+
+        cache: a folder where the rows' tokens are kept, so that the folds' checkpoints tokenise them once.
+        """
+        tokenizer = self.tokenizer
+        fields = tokenise_fields(rows, tokenizer) if cache is None else cached_fields(rows, tokenizer, cache)
         return self.probs_of(fields, pair_features(rows, self.scale), batch_rows=batch_rows, precision=precision)[0]
 
     def probs_of(

@@ -6,22 +6,30 @@ Works without a launcher too. Knows arrays, not what they mean.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
 
 import numpy as np
+
+# Longest pause of one process while the main one works alone (features, baselines); the default gives up in minutes.
+RANK_WAIT_S = 4 * 3600
+
+
+def rank_state() -> Any:
+    """accelerate's view of the launch; whoever asks first opens the process group, so everyone asks here."""
+    from accelerate import PartialState
+
+    return PartialState(timeout=timedelta(seconds=RANK_WAIT_S))
 
 
 def is_main() -> bool:
     """True in the one process that writes files and speaks."""
-    from accelerate import PartialState
-
-    return bool(PartialState().is_main_process)
+    return bool(rank_state().is_main_process)
 
 
 def wait_for_all() -> None:
     """Return when every process has come here."""
-    from accelerate import PartialState
-
-    PartialState().wait_for_everyone()
+    rank_state().wait_for_everyone()
 
 
 def over_ranks(order: np.ndarray, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -29,10 +37,9 @@ def over_ranks(order: np.ndarray, work: Callable[[np.ndarray], np.ndarray]) -> n
 
     order: (N,) a permutation of the rows. Shares are dealt like cards, so that sorted lengths stay balanced.
     """
-    from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    state = PartialState()
+    state = rank_state()
     mine = order[state.process_index :: state.num_processes]
     found = work(mine)
     parts = gather_object([(mine, found)]) if state.num_processes > 1 else [(mine, found)]

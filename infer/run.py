@@ -94,11 +94,16 @@ def with_bad_rows(predictions: Predictions, bad_rows: Sequence[BadRow]) -> Predi
 
 
 def predict(checkpoint: Path, rows: list[ArenaRow], settings: Settings) -> Predictions:
-    """One checkpoint's table of the rows."""
+    """One checkpoint's table of the rows; the run folder keeps their tokens for the next one."""
     classifier = load_classifier(checkpoint)
     if hasattr(classifier, "probs_of"):
         trainer = settings.trainer
-        probs = classifier.predict_proba(rows, batch_rows=trainer.predict_batch_rows, precision=trainer.precision)
+        probs = classifier.predict_proba(
+            rows,
+            batch_rows=trainer.predict_batch_rows,
+            precision=trainer.precision,
+            cache=Path(settings.run_dir),
+        )
     else:
         probs = classifier.predict_proba(rows)
     return Predictions(

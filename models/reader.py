@@ -15,7 +15,8 @@ import torch
 
 from models.tasks.arena import ArenaRow
 from models.tasks.arena_features import feature_names, features
-from models.tasks.segments import Frame, TokenFields, encode_answer, encode_pair, make_frame
+from models.tasks.segments import Frame, encode_answer, encode_pair, make_frame
+from models.tasks.tokens import TokenFields
 
 # Feature values are cut at this many standard deviations: one giant row must not drown a linear score.
 CLIP_DEVIATIONS = 5.0

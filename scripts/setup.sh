@@ -27,10 +27,10 @@ if command -v uv >/dev/null; then
     [ -x .venv/bin/python ] || uv venv -q --python "$(command -v "$python")" .venv
     # uv reads pip's environment variables no more than its configuration: hand the local wheels on.
     export UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$("$python" -m pip config get global.find-links 2>/dev/null || true)}}"
-    install() { uv pip install -q --python .venv/bin/python "$@"; }
+    install() { uv pip install -qq --python .venv/bin/python "$@"; }
 else
     [ -x .venv/bin/python ] || "$python" -m venv .venv
-    install() { .venv/bin/python -m pip install -q --disable-pip-version-check "$@"; }
+    install() { .venv/bin/python -m pip install -qq --disable-pip-version-check "$@"; }
 fi
 
 reaches() { .venv/bin/python - "$1" 2>/dev/null <<'PY'

@@ -14,6 +14,7 @@ from infer.calibration import (
     crossfit_temperature,
     fit_temperature,
     read_calibration,
+    settle_temperature,
     write_calibration,
 )
 from infer.predictions import Predictions
@@ -128,3 +129,12 @@ def test_a_calibration_comes_back_for_its_labels_only(tmp_path: Path) -> None:
     assert read_calibration(path, LABELS) == 1.25
     with pytest.raises(ValueError, match=r"calibration.json holds .*'model_a'.*expected a temperature for \['Hard'"):
         read_calibration(path, ("Hard", "Soft", "Unknown"))
+
+
+def test_a_temperature_is_used_only_where_it_helps_rows_it_was_not_fitted_on() -> None:
+    helped, crossfitted = settle_temperature(overconfident(3000, 2.0))
+    assert helped == pytest.approx(2.0, abs=0.2) and crossfitted < overconfident(3000, 2.0).log_loss()
+    # Three rows, all right: two of them ask for the sharpest temperature, and the third, less sure, pays for it.
+    few = table([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.3, 0.5, 0.2]], ["model_a"] * 3, fold=[0, 1, 2])
+    kept, crossfitted = settle_temperature(few)
+    assert crossfitted > few.log_loss() and kept == 1.0

@@ -18,12 +18,10 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from infer.ranks import RANK_WAIT_S
 from models.encoder import HEAD_DEPTH, PairClassifier, depth
 from models.settings import Settings
 from train.batches import PairItems, PairSampler
-
-# Longest pause of one process while another works alone (features, baselines on the main process), in seconds.
-RANK_WAIT_S = 4 * 3600
 
 
 class PairTrainer(Trainer):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infer.calibration import crossfit_temperature, fit_temperature, write_calibration
+from infer.calibration import settle_temperature, write_calibration
 from infer.door import world_size
 from infer.files import write_json
 from infer.logs import open_log
@@ -116,9 +116,8 @@ def finish(settings: Settings, data: FoldData, folds: list[int], folder: Path) -
 
     heldout = join([Predictions.read(folder / f"fold{fold}" / "heldout.csv") for fold in folds])
     heldout.write(folder / "heldout.csv")
-    temperature = fit_temperature(heldout)
+    temperature, calibrated = settle_temperature(heldout)
     write_calibration(folder / "calibration.json", temperature, heldout)
-    calibrated = crossfit_temperature(heldout)
     done = [json.loads((folder / f"fold{fold}" / "done.json").read_text()) for fold in folds]
     disagreement = np.concatenate([np.load(folder / f"fold{fold}" / "disagreement.npy") for fold in folds])
     group_of_row = prompt_groups(data.rows)
@@ -131,16 +130,16 @@ def finish(settings: Settings, data: FoldData, folds: list[int], folder: Path) -
         "fold_log_loss": by_fold,
         "fold_log_loss_deviation": float(np.std(by_fold)),
         "temperature": temperature,
-        "log_loss_calibrated": calibrated.log_loss(),
+        "log_loss_calibrated": calibrated,
         "baselines": baselines,
         "seconds": float(sum(entry["seconds"] for entry in done)),
         "collapsed_folds": [entry["fold"] for entry in done if entry.get("collapsed")],
     }
     write_json(folder / "metrics.json", metrics)
     write_cards(settings, metrics, folds, folder)
+    change = f"log loss {heldout.log_loss():.4f} before, {calibrated:.4f} after (cross-fitted)"
     log.info(
-        f"temperature {temperature:.3f}: log loss {metrics['log_loss']:.4f} before, "
-        f"{metrics['log_loss_calibrated']:.4f} after (cross-fitted)"
+        f"temperature {temperature:.3f}: {change}" if temperature != 1 else f"no temperature, it would harm: {change}"
     )
     log.info(baseline_lines(metrics, baselines))
     log.info(f"recorded in {folder / 'metrics.json'}")

@@ -14,36 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from models.tasks.tokens import (
-    TokenCache,
-    TokenFields,
-    Turns,
-    cached_fields,
-    check_tokenizer,
-    fingerprint,
-    keep_newlines,
-    restore_nfkc,
-    tokenise_fields,
-    unknown_share,
-)
-
-__all__ = [
-    "Encoded",
-    "Frame",
-    "TokenCache",
-    "TokenFields",
-    "cached_fields",
-    "check_tokenizer",
-    "encode_answer",
-    "encode_pair",
-    "fingerprint",
-    "keep_newlines",
-    "make_frame",
-    "restore_nfkc",
-    "smallest_budget",
-    "tokenise_fields",
-    "unknown_share",
-]
+from models.tasks.tokens import TokenFields, Turns
 
 # The winner of the competition capped prompts at 256 of 1024 tokens: the answers are what is judged.
 PROMPT_SHARE = 0.25
