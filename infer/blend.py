@@ -117,6 +117,6 @@ def _align_all(tables: Mapping[str, Predictions]) -> dict[str, Predictions]:
             row = int(np.flatnonzero(table.fold != first.fold)[0])
             raise ValueError(
                 f"Run {name!r} has id {table.ids[row]!r} in fold {table.fold[row]}, but run {first_name!r} in fold "
-                f"{first.fold[row]}. Train both on one split: same folds group, same seed of the folds."
+                f"{first.fold[row]}. Train both on one split: folds.file={first_name}/folds.csv in a new run folder."
             )
     return aligned

@@ -9,7 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from infer.blend import apply, fit_weights
-from infer.calibration import apply_temperature, settle_temperature, write_calibration
+from infer.calibration import (
+    apply_temperature,
+    crossfit_temperature,
+    read_calibration,
+    settle_temperature,
+    write_calibration,
+)
 from infer.files import write_json
 from infer.logs import open_log
 from infer.predictions import Predictions, average
@@ -28,16 +34,16 @@ def blend_runs(settings: Settings) -> Predictions:
         raise ValueError(
             f"blend.runs={runs}: name two or more finished runs: 'blend.runs=[runs/a/seed42,runs/b/seed42]'."
         )
-    heldout = {name: _table(name, "heldout.csv", "python -m train") for name in runs}
+    heldout = {name: calibrated_heldout(name) for name in runs}
     test = {name: _table(name, "predictions.csv", "python -m infer") for name in runs}
-    folder = Path(settings.run_dir)
+    folder = Path(settings.out_dir or settings.run_dir)
     log = open_log(folder / "infer.log", main=True)
     blend = fit_weights(heldout)
     blended = average(list(heldout.values()), [blend.weights[name] for name in heldout])
     temperature, calibrated = settle_temperature(blended)
     write_calibration(folder / "calibration.json", temperature, blended)
     blended.write(folder / "heldout.csv")
-    record = asdict(blend) | {"temperature": temperature, "calibrated": calibrated}
+    record = asdict(blend) | {"temperature": temperature, "calibrated": min(calibrated, blended.log_loss())}
     write_json(folder / "blend.json", record)
     for name in runs:
         log.info(f"  {blend.weights[name]:6.3f}  {blend.alone[name]:.4f}  {name}")
@@ -45,6 +51,16 @@ def blend_runs(settings: Settings) -> Predictions:
     predictions = apply_temperature(apply(blend.weights, test), temperature)
     deliver(predictions, settings.task, folder)
     return predictions
+
+
+def calibrated_heldout(run: str) -> Predictions:
+    """A run's held-out table as its predictions.csv is made: with a temperature where the run uses one.
+
+    Each fold's comes from the other folds, so that the table stays held out.
+    """
+    table = _table(run, "heldout.csv", "python -m train")
+    temperature = read_calibration(Path(run) / "calibration.json", table.labels)
+    return table if temperature == 1 else crossfit_temperature(table)
 
 
 def _table(run: str, name: str, command: str) -> Predictions:

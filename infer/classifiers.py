@@ -34,10 +34,9 @@ def make_classifier(method: MethodSettings, *, seed: int) -> Any:
 
 
 def save_classifier(classifier: Any, folder: Path, *, method: str) -> None:
-    """Write a checkpoint of any method. The identity comes last: it says that the folder is whole."""
+    """Write the checkpoint of a method that learnt by fit; the identity last, since it says that the folder is whole."""
     classifier.save(folder)
-    if method != "encoder":  # whose identity holds its reading too
-        write_identity(folder, task="arena", method=method)
+    write_identity(folder, task="arena", method=method)
 
 
 def load_classifier(folder: Path) -> Any:

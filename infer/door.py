@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,19 +20,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from infer.ranks import rank, world_size
 from models.settings import Settings, flatten
 
 MULTIRUN_FLAGS = {"-m", "--multirun"}
-
-
-def rank() -> int:
-    """This process's number, as the launcher (accelerate, torchrun) set it; 0 without one."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    """How many processes the launcher started; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def open_door(run: Callable[[Settings], Any]) -> None:
@@ -48,19 +40,34 @@ def open_door(run: Callable[[Settings], Any]) -> None:
             )
         sys.exit(2)
 
+    refuse_unknown_overrides(sys.argv[1:])
+
     @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
     def compose(cfg: DictConfig) -> None:
         try:
             run(to_settings(cfg, sweep_name()))
-        except (ValueError, FileNotFoundError, FileExistsError, PermissionError, ImportError) as error:
+        except (ValueError, OSError, ImportError) as error:
             if os.environ.get("TIEBREAK_TRACEBACK"):
                 traceback.print_exc()
-            print(f"error: {error}", file=sys.stderr)
-            if not os.environ.get("TIEBREAK_TRACEBACK"):
-                print("(TIEBREAK_TRACEBACK=1 shows where it came from)", file=sys.stderr)
+            elif rank() == 0:
+                print(f"error: {error}\n(TIEBREAK_TRACEBACK=1 shows where it came from)", file=sys.stderr)
             sys.exit(2)
 
     compose()
+
+
+def refuse_unknown_overrides(arguments: list[str]) -> None:
+    """Exit with a sentence for KEY=VALUE with a key that does not exist; Hydra's own answer advises a +, in vain."""
+    known = list(flatten(_typical()))
+    groups = {name.rpartition(".")[0] for name in known} - {""}
+    for argument in arguments:
+        found = re.match(r"([A-Za-z_][\w.]*)=", argument)
+        if found is None or found[1] in known or found[1] in groups or found[1].startswith("hydra."):
+            continue
+        hint = "Write +experiment=NAME." if found[1] == "experiment" else _unknown_key(found[1])
+        if rank() == 0:
+            print(f"error: {hint}", file=sys.stderr)
+        sys.exit(2)
 
 
 def sweep_name() -> str:

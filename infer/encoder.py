@@ -57,7 +57,7 @@ class EncoderClassifier:
     def probs_of(
         self, fields: Sequence[TokenFields], given: PairFeatures | None, *, batch_rows: int, precision: str = "auto"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(N, 3) probabilities of tokenised rows, and (N,) how far the two orders disagreed (L1, 0 to 2)."""
+        """(N, 3) probabilities of tokenised rows, and (N,) how far the two orders disagreed (L1; NaN: not read)."""
         device, kind, _ = device_and_precision(precision)
         self.model.to(device).eval()
         orders = (0, 1) if self.reader.head == "joint" and self.tta else (0,)
@@ -76,7 +76,8 @@ class EncoderClassifier:
 
         probs = over_ranks(longest_first, work)  # (N, orders, 3)
         if len(orders) == 1:
-            return probs[:, 0], np.zeros(len(probs), dtype=np.float32)
+            unknown = 0.0 if self.reader.head == "siamese" else np.nan  # a joint reading of one order cannot tell
+            return probs[:, 0], np.full(len(probs), unknown, dtype=np.float32)
         return swap_average(probs[:, 0], probs[:, 1], SWAP)
 
     def _forward(self, inputs: dict[str, torch.Tensor], device: str, precision: str) -> np.ndarray:
@@ -132,7 +133,7 @@ class EncoderClassifier:
             budget_tokens=identity["budget_tokens"],
             prompt_share=identity["prompt_share"],
         )
-        model = build_model(load_encoder(str(folder)), identity["head"], scale)
+        model = build_model(load_encoder(str(folder), whole=True), identity["head"], scale)
         if model.siamese is not None:
             model.siamese.load_state_dict(load_file(folder / HEAD_FILE))
         return cls(model, tokenizer, reader, scale, tta=identity["tta"], base=identity["base"])

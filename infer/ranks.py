@@ -5,6 +5,7 @@ Works without a launcher too. Knows arrays, not what they mean.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,16 @@ import numpy as np
 
 # Longest pause of one process while the main one works alone (features, baselines); the default gives up in minutes.
 RANK_WAIT_S = 4 * 3600
+
+
+def rank() -> int:
+    """This process's number, as the launcher (accelerate, torchrun) set it; 0 without one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes the launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank_state() -> Any:

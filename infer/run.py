@@ -28,11 +28,12 @@ def run(settings: Settings) -> Predictions:
     if settings.method.name == "blend":
         return blend_runs(settings)
     checkpoints = find_checkpoints(folder)
-    log = open_log(folder / "infer.log", main=main)
+    out = Path(settings.out_dir or settings.run_dir)
+    log = open_log(out / "infer.log", main=main)
     table = read_test_rows(settings.task)
     rows = table.rows
     log.info(f"{len(rows)} rows from {settings.task.test_csv}; {len(checkpoints)} checkpoint(s) in {folder}")
-    tables = [predict(checkpoint, rows, settings) for checkpoint in checkpoints]
+    tables = [predict(checkpoint, rows, settings, out) for checkpoint in checkpoints]
     predictions = average(tables)
     calibration = folder / "calibration.json"
     if calibration.is_file():
@@ -40,15 +41,13 @@ def run(settings: Settings) -> Predictions:
         predictions = apply_temperature(predictions, temperature)
         log.info(f"temperature {temperature:.3f}, fitted on the held-out rows")
     else:
-        log.info("no temperature: not every fold of this run is trained")
+        log.info(f"no temperature: {folder} has no calibration.json")
     if main:
         if table.bad_rows:
-            write_bad_rows(folder / "bad_test_rows.csv", table.bad_rows)
-            log.info(
-                f"{len(table.bad_rows)} bad rows get the mean prediction; listed in {folder / 'bad_test_rows.csv'}"
-            )
+            write_bad_rows(out / "bad_test_rows.csv", table.bad_rows)
+            log.info(f"{len(table.bad_rows)} bad rows get the mean prediction; listed in {out / 'bad_test_rows.csv'}")
             predictions = with_bad_rows(predictions, table.bad_rows)
-        deliver(predictions, settings.task, folder)
+        deliver(predictions, settings.task, out)
     wait_for_all()
     return predictions
 
@@ -93,8 +92,8 @@ def with_bad_rows(predictions: Predictions, bad_rows: Sequence[BadRow]) -> Predi
     return join([predictions, Predictions(np.array(ids, dtype=object), predictions.labels, mean, zeros)])
 
 
-def predict(checkpoint: Path, rows: list[ArenaRow], settings: Settings) -> Predictions:
-    """One checkpoint's table of the rows; the run folder keeps their tokens for the next one."""
+def predict(checkpoint: Path, rows: list[ArenaRow], settings: Settings, cache: Path) -> Predictions:
+    """One checkpoint's table of the rows. cache: the folder that keeps their tokens for the next checkpoint."""
     classifier = load_classifier(checkpoint)
     if hasattr(classifier, "probs_of"):
         trainer = settings.trainer
@@ -102,7 +101,7 @@ def predict(checkpoint: Path, rows: list[ArenaRow], settings: Settings) -> Predi
             rows,
             batch_rows=trainer.predict_batch_rows,
             precision=trainer.precision,
-            cache=Path(settings.run_dir),
+            cache=cache,
         )
     else:
         probs = classifier.predict_proba(rows)

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from models.names import package_folder, resolve_model
 from models.tasks.arena import ArenaRow
@@ -34,7 +35,7 @@ def embed(texts: Sequence[str]) -> np.ndarray:
     Texts go through one at a time: padding beside a longer text would move the last bits of a vector, and with
     them a prediction would depend on its neighbours in the file. Refuses a missing package, naming how to get it.
     """
-    for text in texts:
+    for text in tqdm(texts, desc="sentence vectors", unit="text", delay=3, leave=False, disable=None):
         if text not in _vectors:
             _vectors[text] = _embedded(text)
     return np.stack([_vectors[text] for text in texts])
@@ -91,6 +92,8 @@ def _embedded(text: str) -> np.ndarray:
 @cache
 def _network() -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()  # of a second's loading; the texts have one of their own
     folder = resolve_model(MODEL)
     return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()

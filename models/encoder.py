@@ -110,16 +110,20 @@ class PairClassifier(nn.Module):
         return self.siamese(outputs.logits, outputs.hidden_states[-1], token_type_ids, odd, even)
 
 
-def load_encoder(source: str, *, dropout: float | None = None, vocab_size: int | None = None) -> nn.Module:
+def load_encoder(
+    source: str, *, dropout: float | None = None, vocab_size: int | None = None, whole: bool = False
+) -> nn.Module:
     """A sequence-classification network with three outputs named after the labels, weights in float32.
 
     source: a folder or hub name from `resolve_model`. dropout: overrides every dropout of the config.
     vocab_size: grows the embedding where the tokenizer has more tokens than it has rows (never shrinks it).
+    whole: the head must be in the file too, as in a checkpoint of ours.
+    Raises ValueError where weights below the head are missing: they would be random, without a word.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.utils import logging as transformers_logging
 
-    from models.names import only_safetensors
+    from models.names import has_safetensors
     from models.tasks.arena import LABELS
 
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -136,20 +140,32 @@ def load_encoder(source: str, *, dropout: float | None = None, vocab_size: int |
     transformers_logging.disable_progress_bar()  # of a second's loading; the rows have bars of their own
     try:
         # float32 whatever the file holds: fp16 weights cannot be trained (trap T8); pickles only where nothing else is.
-        encoder = AutoModelForSequenceClassification.from_pretrained(
+        encoder, report = AutoModelForSequenceClassification.from_pretrained(
             source,
             config=config,
             dtype=torch.float32,
-            use_safetensors=True if only_safetensors(source) else None,
+            use_safetensors=True if has_safetensors(source) else None,
             ignore_mismatched_sizes=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
+        _refuse_gaps(source, report, whole)
         rows = encoder.get_input_embeddings().weight.shape[0]
         if vocab_size is not None and vocab_size > rows:
             encoder.resize_token_embeddings(vocab_size, pad_to_multiple_of=8)
     finally:
         transformers_logging.set_verbosity(verbosity)
     return encoder
+
+
+def _refuse_gaps(source: str, report: dict[str, Any], whole: bool) -> None:
+    found = [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])]
+    gaps = sorted(key for key in found if whole or depth(key) != HEAD_DEPTH)
+    if gaps:
+        raise ValueError(
+            f"The weights in {source} lack {len(gaps)} of the network's tensors ({gaps[0]} first), which would be "
+            "random. The file is damaged or of another architecture than its config.json; copy it again."
+        )
 
 
 def check_budget(encoder: nn.Module, budget_tokens: int, name: str) -> None:
@@ -180,8 +196,8 @@ def depth(name: str) -> int:
     parts = name.split(".")
     if "embeddings" in parts or "rel_embeddings" in parts:
         return 0
-    if "layer" in parts:
-        at = parts.index("layer") + 1
+    for word in ("layer", "layers"):  # BERT's and ModernBERT's names for the blocks
+        at = parts.index(word) + 1 if word in parts else len(parts)
         if at < len(parts) and parts[at].isdigit():
             return int(parts[at]) + 1
     if "encoder" in parts[1:]:  # DeBERTa's relative embeddings and norm serve all blocks

@@ -76,6 +76,6 @@ def _not_found(name: str, hub: str) -> str:
     )
 
 
-def only_safetensors(folder: str) -> bool:
+def has_safetensors(folder: str) -> bool:
     """True where a local folder holds safetensors: then a pickle beside them must not be read."""
     return Path(folder).is_dir() and any(Path(folder).glob("*.safetensors"))

@@ -122,7 +122,6 @@ def load_tokenizer(source: str | Path) -> Any:
 
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     check_tokenizer(tokenizer, AutoConfig.from_pretrained(source, trust_remote_code=False).vocab_size)
-    tokenizer.model_max_length = 10**9  # the budget is ours; the tokenizer's own length warnings would be wrong
     restore_nfkc(tokenizer)
     keep_newlines(tokenizer)
     return tokenizer

@@ -82,7 +82,7 @@ class TrainerSettings:
     """The loop. Rates are per step, shares are of 1, rows are pairs (both answers together)."""
 
     epochs: float
-    batch_rows: int  # per process and micro-batch
+    batch_rows: int  # per process and micro-batch; with swap=both each order counts
     accumulation: int  # micro-batches per step
     predict_batch_rows: int
     learning_rate: float
@@ -159,6 +159,7 @@ class Settings:
     name: str  # of the experiment
     seed: int
     run_dir: str
+    out_dir: str | None  # where python -m infer writes; None: the run folder
     doctor: bool  # print what the run would do, and stop
     task: TaskSettings
     model: ModelSettings
@@ -172,7 +173,8 @@ class Settings:
 # Keys that may change between two launches of one run: they say where, how much of it, or how fast, never what.
 FREE_KEYS = {
     "run_dir", "doctor", "folds.only", "folds.file", "task.test_csv", "task.sample_csv", "blend.runs",
-    "trainer.predict_batch_rows", "trainer.workers", "track.wandb", "track.project",
+    "trainer.predict_batch_rows", "trainer.workers", "trainer.saves_per_eval", "out_dir", "track.wandb",
+    "track.project",
 }  # fmt: skip
 
 

@@ -60,8 +60,9 @@ case "$capability" in
 esac
 install ${constraints[@]+"${constraints[@]}"} -e '.[test]'
 # The weights-carrying packages list requirements that would be compiled and are not needed.
-mapfile -t offline < <(.venv/bin/python -c '
+offline=$(.venv/bin/python -c '
 import tomllib
-print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["offline"], sep="\n")')
-install --no-deps "${offline[@]}"
+print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["offline"])')
+# shellcheck disable=SC2086  # one word per package
+install --no-deps $offline
 echo "$wanted" > .venv/installed

@@ -197,7 +197,7 @@ def test_a_wrong_row_is_refused_with_file_row_line_and_id(tmp_path: Path, cells_
     message = str(refusal.value)
     assert message.startswith(f"{path}, row 2 (line 3), id ")
     assert said in message
-    assert message.endswith("Mend the file, or leave such rows out with on_bad_row=skip.")
+    assert message.endswith("Mend the file, or leave such rows out with task.on_bad_row=skip.")
 
 
 def test_many_wrong_rows_are_counted_and_the_first_three_shown(tmp_path: Path) -> None:

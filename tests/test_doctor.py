@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import pair_rows, tiny_run, write_arena_csv
 
-from train.doctor import describe_rows, examine, repeats
+from train.doctor import describe_rows, examine, repeats, tokens_cut
 
 
 def test_the_doctor_reports_every_thing_once(tmp_path: Path, tiny_encoder: str) -> None:
@@ -30,6 +31,13 @@ def test_a_tight_budget_is_reported_as_cut_rows(tmp_path: Path, tiny_encoder: st
 
     assert "200 tokens: 0.0% of rows are cut, 0.0% of tokens left out" in budget_line(200)
     assert "64 tokens: 100.0% of rows are cut" in budget_line(64)
+
+
+def test_what_no_reading_shows_is_counted_once() -> None:
+    joint = SimpleNamespace(cut=(3, 10, 20))
+    siamese = [SimpleNamespace(cut=(3, 10)), SimpleNamespace(cut=(5, 20))]
+    assert tokens_cut([joint]) == 33
+    assert tokens_cut(siamese) == 35
 
 
 def test_repeats_are_found_in_either_order_and_conflicts_counted() -> None:

@@ -152,6 +152,29 @@ def test_an_fp16_file_loads_in_float32(tiny_encoder: str, tmp_path: Path) -> Non
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
 
 
+def test_weights_of_another_architecture_are_refused_and_not_made_up(tiny_encoder: str, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_encoder, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    save_file({f"wrong.{name}": tensor for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="random"):
+        load_encoder(str(tmp_path / "model"))
+
+
+def test_a_head_is_made_for_a_network_that_has_none_but_not_for_a_checkpoint_of_ours(
+    tiny_encoder: str, tmp_path: Path
+) -> None:
+    from transformers import AutoModel
+
+    AutoModel.from_pretrained(tiny_encoder).save_pretrained(tmp_path)
+    load_encoder(str(tmp_path))
+    with pytest.raises(ValueError, match="classifier"):
+        load_encoder(str(tmp_path), whole=True)
+
+
 def test_the_embedding_grows_for_new_tokens_and_never_shrinks(tiny_encoder: str) -> None:
     rows = load_encoder(tiny_encoder).get_input_embeddings().weight.shape[0]
     assert load_encoder(tiny_encoder, vocab_size=rows + 1).get_input_embeddings().weight.shape[0] > rows
@@ -176,6 +199,7 @@ def test_depth_orders_embeddings_layers_and_head() -> None:
         "encoder.deberta.encoder.LayerNorm.weight": 0,
         "bert.encoder.layer.0.output.dense.weight": 1,
         "encoder.deberta.encoder.layer.11.output.dense.weight": 12,
+        "model.layers.3.attn.Wqkv.weight": 4,
         "encoder.bert.pooler.dense.weight": HEAD_DEPTH,
         "encoder.classifier.bias": HEAD_DEPTH,
         "siamese.slope": HEAD_DEPTH,
@@ -230,7 +254,7 @@ def test_activation_checkpointing_changes_no_gradient(tiny_encoder: str, head: s
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         if checkpointing:
-            one.model.encoder.gradient_checkpointing_enable()
+            one.model.encoder.activation_checkpointing_enable()
         from models.tasks.tokens import tokenise_fields
 
         batch = one.reader.batch(tokenise_fields(ROWS, one.tokenizer), [0, 2, 5])

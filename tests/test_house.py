@@ -153,6 +153,12 @@ def test_no_experiment_is_refused_with_what_to_add() -> None:
     assert done.returncode == 2 and "+experiment=NAME" in done.stderr
 
 
+@pytest.mark.parametrize("override", ["trainer.epoch=3", "trainr.epochs=3"])
+def test_a_misspelt_override_is_answered_with_the_right_key(override: str) -> None:
+    done = run_door("train", "+experiment=arena_quickstart", override)
+    assert done.returncode == 2 and "Did you mean trainer.epochs?" in done.stderr
+
+
 def test_jobs_of_a_sweep_get_folders_of_their_own() -> None:
     from infer.door import to_settings
 

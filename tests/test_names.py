@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models.names import only_safetensors, package_folder, resolve_model
+from models.names import has_safetensors, package_folder, resolve_model
 
 
 def test_a_local_folder_comes_first(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_pickle_beside_safetensors_is_never_opened(tiny_encoder: str, tmp_path
     folder = tmp_path / "model"
     shutil.copytree(tiny_encoder, folder)
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Bomb()))
-    assert only_safetensors(str(folder))
+    assert has_safetensors(str(folder))
     load_encoder(str(folder))
 
 

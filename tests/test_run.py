@@ -49,9 +49,10 @@ def test_the_run_folder_holds_the_record(finished) -> None:
 
 
 def test_the_last_line_names_the_score_beside_its_baselines(finished) -> None:
-    lines = (Path(finished[0].run_dir) / "train.log").read_text()
-    for word in ("this run", "uniform", "class prior", "length only", "structural features"):
-        assert word in lines.split("log loss,")[-1]
+    settings, metrics, _ = finished
+    last = (Path(settings.run_dir) / "train.log").read_text().splitlines()[-1]
+    for word in (f"{metrics['log_loss']:.4f}", "uniform 1.0986", "class prior", "length only", "structural features"):
+        assert word in last
 
 
 def test_the_submission_has_the_test_ids_and_rows_that_sum_to_one(finished) -> None:
@@ -102,10 +103,11 @@ def test_one_checkpoint_folder_predicts_alone(finished, tmp_path: Path) -> None:
 
 
 def test_training_may_name_a_single_fold(tmp_path: Path, tiny_encoder: str) -> None:
-    assert train(tiny_run(tmp_path, tiny_encoder, "folds.only=[1]")) is None
+    part = train(tiny_run(tmp_path, tiny_encoder, "folds.only=[1]"))
+    assert part["folds"] == [1] and part["rows"] == 24
     assert (tmp_path / "run" / "fold1" / "done.json").is_file()
     assert not (tmp_path / "run" / "fold0").exists()
-    assert len(predict(tiny_run(tmp_path, tiny_encoder))) == 7  # with the one there is, uncalibrated
+    assert len(predict(tiny_run(tmp_path, tiny_encoder))) == 7  # with the one there is
     assert train(tiny_run(tmp_path, tiny_encoder))["rows"] == 48
 
 
@@ -119,6 +121,55 @@ def test_another_runs_folds_are_reused(finished, tmp_path: Path, tiny_encoder: s
     settings = tiny_run(tmp_path, tiny_encoder, f"folds.file={given}", "method.name=length")
     train(settings)
     assert (tmp_path / "run" / "folds.csv").read_text() == given.read_text()
+    other = tmp_path / "other.csv"
+    other.write_text(given.read_text().replace(",1,", ",2,").replace(",0,", ",1,").replace(",2,", ",0,"))
+    with pytest.raises(ValueError, match="other folds"):
+        train(tiny_run(tmp_path, tiny_encoder, f"folds.file={other}", "method.name=length"))
+
+
+def test_a_fold_that_does_not_exist_is_refused(finished, tmp_path: Path, tiny_encoder: str) -> None:
+    given = Path(finished[0].run_dir) / "folds.csv"
+    with pytest.raises(ValueError, match=r"folds\.only names \[3\]"):
+        train(tiny_run(tmp_path, tiny_encoder, f"folds.file={given}", "folds.count=5", "folds.only=[3]"))
+
+
+def test_predictions_go_to_another_folder_where_the_run_cannot_be_written(finished, tmp_path: Path) -> None:
+    import shutil
+
+    settings = finished[0]
+    run = tmp_path / "input"
+    shutil.copytree(settings.run_dir, run)
+    for name in ("predictions.csv", "submission.csv"):
+        (run / name).unlink()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    away = compose(
+        "+experiment=arena_quickstart", f"run_dir={run}", f"out_dir={tmp_path / 'working'}",
+        f"task.test_csv={settings.task.test_csv}",
+    )  # fmt: skip
+    predict(away)
+    assert (tmp_path / "working" / "submission.csv").is_file()
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_run_blended_with_its_copy_is_the_run(finished, tmp_path: Path) -> None:
+    """Held-out and test tables are tempered alike: a temperature applied twice would show here."""
+    import shutil
+
+    settings = finished[0]
+    copy = tmp_path / "copy"
+    shutil.copytree(settings.run_dir, copy)
+    blend = compose(
+        "+experiment=arena_blend", f"blend.runs=[{settings.run_dir},{copy}]", f"run_dir={tmp_path / 'blend'}",
+        f"task.test_csv={settings.task.test_csv}",
+    )  # fmt: skip
+    blended = predict(blend)
+    record = json.loads((tmp_path / "blend" / "blend.json").read_text())
+    assert sum(record["weights"].values()) == pytest.approx(1)
+    alone = Predictions.read(Path(settings.run_dir) / "predictions.csv")
+    if record["temperature"] == 1.0:
+        np.testing.assert_allclose(blended.align(alone.ids).probs, alone.probs, atol=1e-6)
+    else:
+        assert record["calibrated"] < record["cross_fitted"]
 
 
 @pytest.mark.parametrize("method", ["prior", "length", "tfidf", "features"])
@@ -172,6 +223,7 @@ def test_bad_test_rows_are_answered_with_the_mean_where_skipping_is_allowed(fini
 
 
 def test_null_empty_and_giant_test_rows_get_an_answer(finished, tmp_path: Path) -> None:
+    """Finetuning trap 39: the hidden test file holds what the three public rows do not."""
     settings = finished[0]
     path = tmp_path / "test.csv"
     giant = json.dumps(["good film " * 20_000])
@@ -194,6 +246,7 @@ def command(folder: Path, encoder: str, *overrides: str, launcher: tuple[str, ..
 
 
 def test_killed_in_the_middle_of_fold_1_it_goes_on_to_the_same_table(tmp_path: Path, tiny_encoder: str) -> None:
+    """Finetuning trap 35: a resume needs a folder that the next launch finds again."""
     options = ("trainer.epochs=30", "trainer.saves_per_eval=3", "model.dropout=0.1")
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
@@ -229,29 +282,34 @@ def test_killed_in_the_middle_of_fold_1_it_goes_on_to_the_same_table(tmp_path: P
 def test_two_processes_make_one_folder_and_every_row_once(
     tmp_path: Path, tiny_encoder: str, launcher: tuple[str, ...]
 ) -> None:
-    """47 rows on two ranks: the odd one is neither lost nor doubled, and the metrics are the single process's."""
+    """47 rows on two ranks: the odd one is neither lost nor doubled, and the metrics are the single process's.
+
+    Finetuning traps 30 (one run folder for all ranks) and 31 (accelerate launch needs -m).
+    """
     write_arena_csv(tmp_path / "train.csv", pair_rows(48)[:47])
     write_arena_csv(tmp_path / "test.csv", pair_rows(7, seed=5), labelled=False)
     launched = command(
-        tmp_path, tiny_encoder, "trainer.epochs=2", "trainer.batch_rows=4", "model.dropout=0.0", "folds.only=[0]",
-        launcher=launcher,
-    )  # fmt: skip
+        tmp_path, tiny_encoder, "trainer.epochs=2", "trainer.batch_rows=4", "model.dropout=0.0", launcher=launcher
+    )
     environment = os.environ | {"MASTER_PORT": str(29500 + os.getpid() % 2000)}
     done = subprocess.run(launched, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 process(es)" in done.stdout
     assert done.stdout.count("fold 0: held-out log loss") == 1
-    table = Predictions.read(tmp_path / "run" / "fold0" / "heldout.csv")
-    folds = pd.read_csv(tmp_path / "run" / "folds.csv", dtype={"id": str})
-    assert sorted(table.ids) == sorted(folds["id"][folds["fold"] == 0])
+    table = Predictions.read(tmp_path / "run" / "heldout.csv")
+    assert sorted(table.ids) == sorted(row.id for row in pair_rows(48)[:47])
 
-    (tmp_path / "single").mkdir()
-    single = tiny_run(
-        tmp_path, tiny_encoder, "trainer.epochs=2", "model.dropout=0.0", "folds.only=[0]",
-        f"run_dir={tmp_path / 'single'}",
+    whole = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    single = train(
+        tiny_run(tmp_path, tiny_encoder, "trainer.epochs=2", "model.dropout=0.0", f"run_dir={tmp_path / 'single'}")
+    )  # 8 rows a step, as 2 x 4
+    # The ranks add their gradients in another order; the tiny network's few steps keep that small.
+    assert whole["log_loss"] == pytest.approx(single["log_loss"], abs=0.01)
+    assert whole["baselines"] == pytest.approx(single["baselines"], abs=1e-6)
+
+    predicted = subprocess.run(
+        [word if word != "train" else "infer" for word in launched], cwd=ROOT, capture_output=True, text=True,
+        timeout=300, env=environment,
     )  # fmt: skip
-    single.trainer.batch_rows = 8  # 2 x 4
-    train(single)
-    alone = Predictions.read(tmp_path / "single" / "fold0" / "heldout.csv")
-    np.testing.assert_allclose(table.align(alone.ids).probs, alone.probs, atol=0.02)
-    assert table.log_loss() == pytest.approx(alone.log_loss(), abs=0.01)
+    assert predicted.returncode == 0, predicted.stderr[-3000:]
+    assert len(pd.read_csv(tmp_path / "run" / "submission.csv")) == 7

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.tasks.tables import read_table, require_columns, write_atomically
+from models.tasks.files import write_atomically
+from models.tasks.tables import read_table, require_columns
 
 settings.load_profile("ci")  # the same examples every time, and no deadline: a busy machine is not a bug
 

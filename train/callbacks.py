@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
 
 from train.batches import PairSampler
 
@@ -17,6 +18,13 @@ log = logging.getLogger("tiebreak")
 
 # A network that learned nothing sits within this of the class prior, in nats per row.
 COLLAPSE_MARGIN = 0.005
+
+
+class StepBar(ProgressCallback):
+    """Trainer's bar without its printed dicts."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Says nothing."""
 
 
 class EpochShuffle(TrainerCallback):
@@ -88,7 +96,7 @@ class CollapseGuard(TrainerCallback):
     def judge(self, state: TrainerState, args: TrainingArguments) -> bool:
         """True where the log says so: read from there, so that a resumed fold is judged as an unbroken one."""
         floor = self.prior_log_loss - COLLAPSE_MARGIN
-        warm = state.global_step >= args.get_warmup_steps(state.max_steps) + args.eval_steps
+        warm = state.global_step > args.get_warmup_steps(state.max_steps)
         heldout = [entry["eval_log_loss"] for entry in state.log_history if "eval_log_loss" in entry]
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry][-20:]
         learns = bool(losses) and sum(losses) / len(losses) < floor - COLLAPSE_MARGIN

@@ -26,7 +26,8 @@ def card(settings: Settings, metrics: dict[str, Any], *, fold: int, folds: int) 
     """The card of one fold's checkpoint."""
     encoder = settings.method.name == "encoder"
     # The hub wants a hub name there; a folder or package of one machine means nothing to a reader elsewhere.
-    base = f"base_model: {settings.model.name}\n" if encoder and ":" not in settings.model.name else ""
+    name = settings.model.name
+    base = f"base_model: {name}\n" if encoder and ":" not in name and not Path(name).exists() else ""
     low, high = metrics["log_loss_interval"]
     beside = "\n".join(f"| {name} | {loss:.4f} |" for name, loss in metrics["baselines"].items())
     reading = (

@@ -19,6 +19,7 @@ from models.precision import device_and_precision
 from models.settings import Settings
 from models.tasks.arena import LABELS, ArenaRow, read_rows
 from models.tasks.groups import prompt_groups
+from train.fold import build_network
 
 PERCENTILES = (50, 90, 95, 99, 100)
 SAMPLE_ROWS = 2000  # for what costs an encoding per row
@@ -87,15 +88,12 @@ def repeats(rows: Sequence[ArenaRow]) -> tuple[int, int]:
 
 
 def _encoder_lines(settings: Settings, rows: list[ArenaRow]) -> Iterator[str]:
-    from models.encoder import check_budget, load_encoder
     from models.names import resolve_model
     from models.reader import load_tokenizer, make_reader, row_tokens
     from models.tasks.tokens import tokenise_fields, unknown_share
 
     source = resolve_model(settings.model.name)
     tokenizer = load_tokenizer(source)
-    encoder = load_encoder(source, dropout=settings.model.dropout, vocab_size=len(tokenizer))
-    check_budget(encoder, settings.task.budget_tokens, settings.model.name)
     fields = tokenise_fields(rows, tokenizer)
     yield f"  model          {settings.model.name}, {settings.model.head} head, {len(tokenizer)} tokens known"
     tokens = fields.row_tokens()
@@ -112,19 +110,23 @@ def _encoder_lines(settings: Settings, rows: list[ArenaRow]) -> Iterator[str]:
         prompt_share=settings.task.prompt_share,
     )
     sample = np.random.default_rng(0).permutation(len(rows))[:SAMPLE_ROWS]
-    cut = [max(sum(one.cut) for one in reader.sequences(fields[int(row)], False)) for row in sample]
+    cut = [tokens_cut(reader.sequences(fields[int(row)], False)) for row in sample]
     shown = [row_tokens(fields[int(row)]) for row in sample]
     yield (
         f"  budget         {settings.task.budget_tokens} tokens: {np.mean(np.array(cut) > 0):.1%} of rows are cut, "
         f"{sum(cut) / max(1, sum(shown)):.1%} of tokens left out"
     )
-    yield from _cost_lines(settings, rows, fields, reader, encoder)
+    yield from _cost_lines(settings, rows, fields, reader, tokenizer)
 
 
-def _cost_lines(settings: Settings, rows: list[ArenaRow], fields: Any, reader: Any, encoder: Any) -> Iterator[str]:
+def tokens_cut(sequences: Sequence[Any]) -> int:
+    """Tokens of a row that no reading shows: of the prompt where it is cut most, and of each answer."""
+    return max(one.cut[0] for one in sequences) + sum(sum(one.cut[1:]) for one in sequences)
+
+
+def _cost_lines(settings: Settings, rows: list[ArenaRow], fields: Any, reader: Any, tokenizer: Any) -> Iterator[str]:
     """Device, precision, steps, and the time they would take by a few timed ones."""
-    from infer.door import world_size
-    from infer.encoder import build_model
+    from infer.ranks import world_size
     from models.reader import FeatureScale
     from models.tasks.arena_features import features
 
@@ -138,7 +140,7 @@ def _cost_lines(settings: Settings, rows: list[ArenaRow], fields: Any, reader: A
     sample = np.random.default_rng(0).permutation(len(rows))[: trainer.batch_rows]
     matrix = features([rows[int(row)] for row in sample]) if settings.model.pair_features else None
     scale = None if matrix is None else FeatureScale.fit(matrix)
-    model = build_model(encoder, settings.model.head, scale).to(device)
+    model = build_network(settings, tokenizer, scale).to(device)
     inputs = reader.batch([fields[int(row)] for row in sample], [2 * at for at in range(len(sample))],
                           None if scale is None or matrix is None else scale.apply(matrix))  # fmt: skip
     seconds = _timed_step(model, {k: v.to(device) for k, v in inputs.items()}, device, precision) * trainer.accumulation

@@ -21,7 +21,7 @@ import numpy as np
 from infer.files import write_json
 from infer.predictions import Predictions
 from models.settings import Settings
-from models.tasks.arena import LABELS, ArenaRow
+from models.tasks.arena import LABELS, SWAP, ArenaRow
 
 log = logging.getLogger("tiebreak")
 
@@ -92,9 +92,9 @@ def train_fold(settings: Settings, data: FoldData, fold: int, folder: Path) -> N
         table = data.predictions(held, probs, fold)
         table.write(folder / "heldout.csv")
         np.save(folder / "disagreement.npy", disagreement)
-        shutil.rmtree(folder / "attempts", ignore_errors=True)
         done = {"fold": fold, "log_loss": table.log_loss(), "rows": len(held), "seconds": time.monotonic() - started}
         write_json(folder / "done.json", done | story)
+        shutil.rmtree(folder / "attempts", ignore_errors=True)
         log.info(f"fold {fold}: held-out log loss {table.log_loss():.4f} on {len(held)} rows")
     wait_for_all()
 
@@ -142,6 +142,26 @@ def _fit_encoder(settings: Settings, data: FoldData, fold: int, folder: Path) ->
     raise AssertionError("the last attempt always returns")
 
 
+def build_network(settings: Settings, tokenizer: Any, scale: Any) -> Any:
+    """The PairClassifier that a fold of this run starts from. scale: a FeatureScale, or None to read text only.
+
+    Raises FileNotFoundError for a model that is not there, ValueError for a budget past its positions.
+    """
+    from infer.encoder import build_model
+    from models.encoder import check_budget, freeze_lowest, load_encoder
+    from models.names import resolve_model
+
+    wanted = settings.model
+    encoder: Any = load_encoder(resolve_model(wanted.name), dropout=wanted.dropout, vocab_size=len(tokenizer))
+    check_budget(encoder, settings.task.budget_tokens, wanted.name)
+    freeze_lowest(encoder, wanted.frozen_layers)
+    if settings.trainer.activation_checkpointing:
+        # The older name is deprecated from transformers 5.2x on, the newer one missing before.
+        enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
+        enable()
+    return build_model(encoder, wanted.head, scale)
+
+
 def _attempt(
     settings: Settings, data: FoldData, fold: int, work: Path, *, seed: int, rate: float, last: bool
 ) -> tuple[Any, dict[str, Any]]:
@@ -149,10 +169,8 @@ def _attempt(
     import torch
     from transformers import set_seed
 
-    from infer.door import world_size
-    from infer.encoder import EncoderClassifier, build_model
-    from models.encoder import check_budget, freeze_lowest, load_encoder
-    from models.names import resolve_model
+    from infer.encoder import EncoderClassifier
+    from infer.ranks import is_main, wait_for_all, world_size
     from models.precision import device_and_precision
     from models.reader import FeatureScale, make_reader
     from train import callbacks
@@ -166,19 +184,10 @@ def _attempt(
     training, held = data.training(fold), data.heldout(fold)
     scale = None if data.matrix is None else FeatureScale.fit(data.matrix[training])
     given = None if scale is None or data.matrix is None else scale.apply(data.matrix)
-    encoder: Any = load_encoder(
-        resolve_model(settings.model.name), dropout=settings.model.dropout, vocab_size=len(data.tokenizer)
-    )
-    check_budget(encoder, task.budget_tokens, settings.model.name)
-    freeze_lowest(encoder, settings.model.frozen_layers)
-    if trainer.activation_checkpointing:
-        # The older name is deprecated from transformers 5.2x on, the newer one missing before.
-        enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
-        enable()
     reader = make_reader(
         data.tokenizer, head=settings.model.head, budget_tokens=task.budget_tokens, prompt_share=task.prompt_share
     )
-    model = build_model(encoder, settings.model.head, scale)
+    model = build_network(settings, data.tokenizer, scale)
     classifier = EncoderClassifier(model, data.tokenizer, reader, scale, tta=trainer.tta, base=settings.model.name)
     targets = data.targets()
 
@@ -187,7 +196,7 @@ def _attempt(
         swapped = np.asarray(items) % 2
         batch = reader.batch(data.fields, (2 * rows + swapped).tolist(), given)
         target = targets[rows]
-        target[swapped == 1] = target[swapped == 1][:, [1, 0, 2]]
+        target[swapped == 1] = target[swapped == 1][:, SWAP]
         return batch | {"targets": torch.from_numpy(target)}
 
     log_loss = log_loss_metric()
@@ -199,7 +208,7 @@ def _attempt(
         return {
             **log_loss.compute(predictions=probs, references=truth),
             "accuracy": float(hits.mean()),
-            "swap_disagreement": float(disagreement.mean()),
+            **({} if np.isnan(disagreement).any() else {"swap_disagreement": float(disagreement.mean())}),
         }
 
     quiet = not sys.stderr.isatty()
@@ -228,7 +237,10 @@ def _attempt(
         head_rate=trainer.head_rate,
         callbacks=watching,
     )
-    checkpoint = last_whole_checkpoint(work)
+    if is_main():
+        last_whole_checkpoint(work)
+    wait_for_all()
+    checkpoint = last_whole_checkpoint(work, delete=False)
     if checkpoint is not None:
         log.info(f"fold {fold}: going on from {checkpoint}")
     loop.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -22,6 +22,7 @@ from infer.ranks import RANK_WAIT_S
 from models.encoder import HEAD_DEPTH, PairClassifier, depth
 from models.settings import Settings
 from train.batches import PairItems, PairSampler
+from train.callbacks import StepBar
 
 
 class PairTrainer(Trainer):
@@ -57,9 +58,11 @@ class PairTrainer(Trainer):
             eval_dataset=items,  # never read: evaluate() below asks evaluate_heldout
             callbacks=callbacks,
         )
-        self.remove_callback(PrinterCallback)
-        if arguments.disable_tqdm:
-            self.remove_callback(ProgressCallback)
+        # Both print every log entry as a dict; EvaluationLine says what matters, the bar moves on a terminal.
+        for kind in (PrinterCallback, ProgressCallback):
+            self.remove_callback(kind)
+        if not arguments.disable_tqdm:
+            self.add_callback(StepBar)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
         return self.sampler
@@ -146,7 +149,8 @@ def training_arguments(settings: Settings, folder: Path, *, rows: int, seed: int
         weight_decay=trainer.weight_decay,
         max_grad_norm=trainer.max_grad_norm,
         warmup_steps=trainer.warmup_share,  # under 1: a share of all steps
-        lr_scheduler_type=trainer.schedule,
+        # Trainer's plain "constant" would pass over the warm-up.
+        lr_scheduler_type="constant_with_warmup" if trainer.schedule == "constant" else trainer.schedule,
         fp16=precision == "fp16",
         bf16=precision == "bf16",
         use_cpu=not torch.cuda.is_available(),  # without it two CPU ranks train alone, each as rank 0 (trap T5)
@@ -177,8 +181,8 @@ def training_arguments(settings: Settings, folder: Path, *, rows: int, seed: int
     return arguments
 
 
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; unfinished newer ones are deleted.
+def last_whole_checkpoint(folder: Path, *, delete: bool = True) -> Path | None:
+    """The newest checkpoint that was written to its end; unfinished newer ones are deleted, by one process of a launch.
 
     Trainer writes trainer_state.json last: a folder without a readable one was cut off by a kill.
     """
@@ -187,7 +191,8 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
         try:
             json.loads((checkpoint / "trainer_state.json").read_text())
         except (OSError, ValueError):
-            shutil.rmtree(checkpoint)
+            if delete:
+                shutil.rmtree(checkpoint)
             continue
         return checkpoint
     return None

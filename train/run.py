@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from infer.calibration import settle_temperature, write_calibration
-from infer.door import world_size
 from infer.files import write_json
 from infer.logs import open_log
 from infer.predictions import Predictions, join
-from infer.ranks import is_main, wait_for_all
+from infer.ranks import is_main, wait_for_all, world_size
 from models.precision import device_and_precision
 from models.settings import Settings
 from models.tasks.arena import ArenaTable, read_rows, write_bad_rows
@@ -30,7 +29,7 @@ from train.record import open_run, write_environment
 
 
 def run(settings: Settings) -> dict | None:
-    """Train every wanted fold and score the run; its metrics, or None while folds are missing. Raises ValueError."""
+    """Train every wanted fold and score those that are done; the metrics, in the main process. Raises ValueError."""
     if settings.method.name == "blend":
         raise ValueError("A blend joins finished runs and trains nothing: python -m infer +experiment=arena_blend ...")
     main = is_main()
@@ -46,6 +45,9 @@ def run(settings: Settings) -> dict | None:
     data = FoldData(table.rows, folds)
     numbers = sorted(int(fold) for fold in np.unique(folds) if fold >= 0)
     wanted = numbers if settings.folds.only is None else settings.folds.only
+    unknown = sorted(set(wanted) - set(numbers))
+    if unknown:
+        raise ValueError(f"folds.only names {unknown}, but {folder / 'folds.csv'} has the folds {numbers}.")
     waiting = [fold for fold in wanted if not (folder / f"fold{fold}" / "done.json").is_file()]
     if main:
         write_environment(folder, device_line, world_size())
@@ -55,11 +57,10 @@ def run(settings: Settings) -> dict | None:
         prepare_encoder(settings, data, folder, main)
     for fold in waiting:
         train_fold(settings, data, fold, folder / f"fold{fold}")
-    missing = [fold for fold in numbers if not (folder / f"fold{fold}" / "done.json").is_file()]
-    if missing:
-        log.info(f"folds {missing} are not trained yet; the score of the run comes with the last one")
-        return None
-    metrics = finish(settings, data, numbers, folder) if main else None
+    done = [fold for fold in numbers if (folder / f"fold{fold}" / "done.json").is_file()]
+    if done != numbers:
+        log.info(f"folds {sorted(set(numbers) - set(done))} are not trained yet: the score is that of folds {done}")
+    metrics = finish(settings, data, done, folder) if main else None
     wait_for_all()
     return metrics
 
@@ -86,6 +87,9 @@ def settle_folds(settings: Settings, folder: Path, table: ArenaTable, main: bool
     wait_for_all()  # nobody writes while another still looks
     if source is not None:
         folds = read_folds(source, table.rows)
+        given = settings.folds.file
+        if given is not None and not np.array_equal(folds, read_folds(given, table.rows)):
+            raise ValueError(f"{path} has other folds than folds.file={given}. Choose a new folder: run_dir=...")
     else:
         folds = make_folds(table.rows, count=settings.folds.count, seed=settings.seed, holdout=settings.folds.holdout)
     if main and not path.is_file():
@@ -126,11 +130,12 @@ def finish(settings: Settings, data: FoldData, folds: list[int], folder: Path) -
     by_fold = [entry["log_loss"] for entry in done]
     metrics = {
         **score(heldout, groups=groups),
-        "swap_disagreement": float(disagreement.mean()),
+        "swap_disagreement": None if np.isnan(disagreement).any() else float(disagreement.mean()),
+        "folds": folds,
         "fold_log_loss": by_fold,
         "fold_log_loss_deviation": float(np.std(by_fold)),
         "temperature": temperature,
-        "log_loss_calibrated": calibrated,
+        "log_loss_calibrated": calibrated if temperature != 1 else heldout.log_loss(),
         "baselines": baselines,
         "seconds": float(sum(entry["seconds"] for entry in done)),
         "collapsed_folds": [entry["fold"] for entry in done if entry.get("collapsed")],
@@ -142,5 +147,6 @@ def finish(settings: Settings, data: FoldData, folds: list[int], folder: Path) -
         f"temperature {temperature:.3f}: {change}" if temperature != 1 else f"no temperature, it would harm: {change}"
     )
     log.info(baseline_lines(metrics, baselines))
-    log.info(f"recorded in {folder / 'metrics.json'}")
+    beside = ", ".join(f"{name} {loss:.4f}" for name, loss in baselines.items())
+    log.info(f"held-out log loss {metrics['log_loss']:.4f} ({beside}), recorded in {folder / 'metrics.json'}")
     return metrics

@@ -230,4 +230,4 @@ def _refusal(table: Table, bad_rows: Sequence[BadRow]) -> str:
     said = [f"{table.place(bad.row - 1)}, id {bad.id}: {bad.reason}." for bad in bad_rows[:3]]
     if len(bad_rows) > 3:
         said.append(f"... and {len(bad_rows) - 3} more such rows.")
-    return "\n".join([*said, "Mend the file, or leave such rows out with on_bad_row=skip."])
+    return "\n".join([*said, "Mend the file, or leave such rows out with task.on_bad_row=skip."])

@@ -19,6 +19,7 @@ from functools import cache, lru_cache
 from itertools import pairwise
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from models.tasks.arena import ArenaRow
 from models.tasks.text_features import FUNCTION_WORDS, text_features, words
@@ -100,7 +101,7 @@ def feature_names() -> tuple[str, ...]:
 def features(rows: Sequence[ArenaRow]) -> np.ndarray:
     """(N, F) float32, columns feature_names(); every value is finite. About 300 rows of 2,700 characters a second."""
     matrix = np.empty((len(rows), len(feature_names())), dtype=np.float32)
-    for index, row in enumerate(rows):
+    for index, row in enumerate(tqdm(rows, desc="features", unit="row", delay=3, leave=False, disable=None)):
         matrix[index] = _row_features(row.prompt, row.response_a, row.response_b)
     return matrix
 

@@ -81,7 +81,7 @@ def _read_list(cell: str, kinds: list[str]) -> list[Any]:
             start = cell if len(cell) <= 60 else cell[:57] + "..."
             raise ValueError(
                 f"begins like a list but is neither a JSON nor a Python one ({error}): {start!r}. "
-                'Write it as a JSON list of turns, ["..."].'
+                'Write it as a JSON list of turns, ["..."]'
             ) from error
     kinds.append(PYTHON_LIST)
     return values

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -109,7 +108,7 @@ def _csv_in_zip(path: Path, archive: zipfile.ZipFile, member: str) -> str:
 
 def _parse_csv(path: Path, stream: IO[str]) -> Table:
     """Python's csv module, not pandas: it knows line numbers, and reads no 'null' or 'NA' as missing."""
-    limit = csv.field_size_limit(sys.maxsize)  # the default, 131,072 characters, is less than a long conversation
+    limit = csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, is less than a long conversation
     try:
         return _collect(path, csv.reader(stream, strict=True))
     except csv.Error as error:

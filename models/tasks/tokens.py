@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from models.tasks.arena import ArenaRow
 from models.tasks.files import write_atomically
@@ -202,7 +203,8 @@ def _tokenise(texts: Sequence[str], tokenizer: Any) -> tuple[array[int], np.ndar
     flat: array[int] = array("i")  # grows in place: the peak is one copy of the ids, not two
     lengths = np.zeros(len(texts), dtype=np.int64)
     spelt_out = _spelt_out_controls(tokenizer)
-    for start in range(0, len(texts), CHUNK_TEXTS):
+    starts = range(0, len(texts), CHUNK_TEXTS)
+    for start in tqdm(starts, desc="tokenising", unit="k texts", delay=3, leave=False, disable=None):
         chunk = list(texts[start : start + CHUNK_TEXTS])
         encoded = tokenizer(
             chunk,
