@@ -79,10 +79,6 @@ def test_a_raw_line_break_inside_a_turn_is_kept() -> None:
         '["a" "b"]',
         "['a' 'b']",  # a printed numpy array: Python would glue the turns together
         "['a'\n 'b']",
-        "[1], [2]",
-        "[Intro] Hello",
-        "[" * 100_000,
-        "[__import__('os')]",
         '["a"] and more',
     ],
 )
@@ -91,6 +87,11 @@ def test_what_begins_like_a_list_and_is_none_is_refused(cell: str) -> None:
         read_turns(cell)
     assert len(str(refusal.value)) < 400
     assert 'Write it as a JSON list of turns, ["..."].' in str(refusal.value)
+
+
+@pytest.mark.parametrize("cell", ["[Intro] Hello", "[1], [2]", "[" * 100_000, "[__import__('os')]"])
+def test_text_that_merely_begins_with_a_bracket_is_one_turn(cell: str) -> None:
+    assert read_turns(cell) == ((cell,), (cells.PLAIN_CELL,))
 
 
 def test_the_report_counts_each_kind_and_names_the_first_ids_once() -> None:

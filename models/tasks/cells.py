@@ -24,6 +24,8 @@ UNEVEN_TURNS = "fewer turns than beside it -> padded with empty ones"
 EXAMPLES = 3  # ids kept per kind: enough to look one up, short enough for one line
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# What only a list begins with: refused when the rest cannot be read, since the turns would be guessed.
+_BROKEN_LIST = re.compile(r"\s*\[\s*(?:[\"']|\]|null\b|None\b|$)")
 # strict=False: a line break written raw inside a quoted turn has only one reading
 _DECODER = json.JSONDecoder(strict=False)
 
@@ -77,11 +79,14 @@ def _read_list(cell: str, kinds: list[str]) -> list[Any]:
         return list(_DECODER.decode(cell.strip()))
     except (json.JSONDecodeError, RecursionError) as error:
         values = _read_python_list(cell.strip())
+        if values is None and not _BROKEN_LIST.match(cell):
+            kinds.append(PLAIN_CELL)  # "[Verse 1] ..." begins with a bracket and is no list
+            return [cell]
         if values is None:
             start = cell if len(cell) <= 60 else cell[:57] + "..."
             raise ValueError(
                 f"begins like a list but is neither a JSON nor a Python one ({error}): {start!r}. "
-                'Write it as a JSON list of turns, ["..."]'
+                'Write it as a JSON list of turns, ["..."].'
             ) from error
     kinds.append(PYTHON_LIST)
     return values
