@@ -34,7 +34,7 @@ def make_classifier(method: MethodSettings, *, seed: int) -> Any:
 
 
 def save_classifier(classifier: Any, folder: Path, *, method: str) -> None:
-    """Write the checkpoint of a method that learnt by fit; the identity last, since it says that the folder is whole."""
+    """Write the checkpoint of a method that learnt by fit; the identity comes last and says that it is whole."""
     classifier.save(folder)
     write_identity(folder, task="arena", method=method)
 
