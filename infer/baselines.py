@@ -18,7 +18,7 @@ from infer.fitted_files import load_fitted, save_fitted
 from infer.swap_symmetry import SwapSymmetric, finished, require_fitted, soft_targets
 from models.names import INSTALL_LINES
 from models.tasks.arena import LABELS, ArenaRow
-from models.tasks.arena_features import TURN_BREAK, feature_names, features, swap_features
+from models.tasks.arena_features import TURN_BREAK, antisymmetric_columns, features, swap_features
 
 log = logging.getLogger("tiebreak")
 
@@ -215,8 +215,7 @@ def ranked(classifier: Any) -> Any:
 
 def with_absolute(matrix: np.ndarray) -> np.ndarray:
     """Appends |a - b| of every answer feature: which a linear model needs to see ties. matrix: (N, F) of `features`."""
-    antisymmetric = [index for index, name in enumerate(feature_names()) if name.startswith("diff_")]
-    return np.hstack([matrix, np.abs(matrix[:, antisymmetric])])
+    return np.hstack([matrix, np.abs(matrix[:, antisymmetric_columns()])])
 
 
 def _answers(row: ArenaRow) -> tuple[str, str]:

@@ -18,7 +18,15 @@ from infer.ranks import is_main, over_ranks
 from models.checkpoint import read_identity, write_identity
 from models.encoder import PairClassifier, load_encoder
 from models.precision import device_and_precision
-from models.reader import FeatureScale, PairFeatures, PairReader, load_tokenizer, make_reader, pair_features, row_tokens
+from models.reader import (
+    FeatureScale,
+    PairFeatures,
+    PairReader,
+    load_tokenizer,
+    make_reader,
+    row_tokens,
+    scaled_features,
+)
 from models.tasks.arena import LABELS, SWAP, ArenaRow
 from models.tasks.tokens import TokenFields, cached_fields, tokenise_fields
 
@@ -52,7 +60,7 @@ class EncoderClassifier:
         """
         tokenizer = self.tokenizer
         fields = tokenise_fields(rows, tokenizer) if cache is None else cached_fields(rows, tokenizer, cache)
-        return self.probs_of(fields, pair_features(rows, self.scale), batch_rows=batch_rows, precision=precision)[0]
+        return self.probs_of(fields, scaled_features(rows, self.scale), batch_rows=batch_rows, precision=precision)[0]
 
     def probs_of(
         self, fields: Sequence[TokenFields], given: PairFeatures | None, *, batch_rows: int, precision: str = "auto"
@@ -141,7 +149,7 @@ class EncoderClassifier:
 
 def build_model(encoder: Any, head: str, scale: FeatureScale | None) -> PairClassifier:
     """A PairClassifier whose head has room for the features of `scale`."""
-    from models.reader import odd_columns
+    from models.tasks.arena_features import antisymmetric_columns
 
-    odd = odd_columns() if scale is not None else np.array([], dtype=bool)
+    odd = antisymmetric_columns() if scale is not None else np.array([], dtype=bool)
     return PairClassifier(encoder, head, int(odd.sum()), int((~odd).sum()))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from models.tasks.arena import ArenaRow
-from models.tasks.arena_features import feature_names, features
+from models.tasks.arena_features import antisymmetric_columns, features
 from models.tasks.segments import Frame, encode_answer, encode_pair, make_frame
 from models.tasks.tokens import TokenFields
 
@@ -34,14 +34,14 @@ class FeatureScale:
 
     @classmethod
     def fit(cls, matrix: np.ndarray) -> FeatureScale:
-        odd = odd_columns()
+        odd = antisymmetric_columns()
         mean = np.where(odd, 0.0, matrix.mean(axis=0))
         deviation = np.sqrt(((matrix - mean) ** 2).mean(axis=0))
         return cls(mean, np.where(deviation > 1e-6, deviation, 1.0))
 
     def apply(self, matrix: np.ndarray) -> PairFeatures:
         scaled = np.clip((matrix - self.mean) / self.deviation, -CLIP_DEVIATIONS, CLIP_DEVIATIONS).astype(np.float32)
-        odd = odd_columns()
+        odd = antisymmetric_columns()
         return PairFeatures(scaled[:, odd], scaled[:, ~odd])
 
 
@@ -51,11 +51,6 @@ class PairFeatures:
 
     odd: np.ndarray
     even: np.ndarray
-
-
-def odd_columns() -> np.ndarray:
-    """(F,) bool: the structural features that a swap negates."""
-    return np.array([name.startswith("diff_") for name in feature_names()])
 
 
 @dataclass(frozen=True)
@@ -104,7 +99,7 @@ class PairReader:
         return {name: torch.from_numpy(array) for name, array in inputs.items()}
 
 
-def pair_features(rows: Sequence[ArenaRow], scale: FeatureScale | None) -> PairFeatures | None:
+def scaled_features(rows: Sequence[ArenaRow], scale: FeatureScale | None) -> PairFeatures | None:
     """The scaled structural features of rows; None where the checkpoint reads text only."""
     return None if scale is None else scale.apply(features(rows))
 

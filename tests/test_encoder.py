@@ -12,9 +12,9 @@ from conftest import pair_rows
 from infer.classifiers import load_classifier
 from infer.encoder import EncoderClassifier, build_model
 from models.encoder import HEAD_DEPTH, SiameseHead, depth, freeze_lowest, load_encoder
-from models.reader import FeatureScale, load_tokenizer, make_reader, odd_columns
+from models.reader import FeatureScale, load_tokenizer, make_reader
 from models.tasks.arena import LABELS
-from models.tasks.arena_features import features
+from models.tasks.arena_features import antisymmetric_columns, features
 
 ROWS = pair_rows(11)
 
@@ -182,6 +182,7 @@ def test_the_embedding_grows_for_new_tokens_and_never_shrinks(tiny_encoder: str)
 
 
 def test_newlines_reach_the_network(tiny_encoder: str) -> None:
+    """Finetuning trap 14: word-piece and SentencePiece normalisers drop them."""
     tokenizer = load_tokenizer(tiny_encoder)
     ids = tokenizer("good\nbad", add_special_tokens=False)["input_ids"]
     assert "\n" in tokenizer.convert_ids_to_tokens(ids)
@@ -221,7 +222,7 @@ def test_pair_features_split_into_what_a_swap_negates_and_what_it_leaves() -> No
     swapped = scale.apply(features([row.swapped() for row in ROWS]))
     np.testing.assert_array_equal(swapped.odd, -straight.odd)
     np.testing.assert_array_equal(swapped.even, straight.even)
-    assert straight.odd.shape[1] == odd_columns().sum()
+    assert straight.odd.shape[1] == antisymmetric_columns().sum()
 
 
 @pytest.mark.parametrize("kind", ["DebertaV2", "Longformer"])

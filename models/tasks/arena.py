@@ -55,7 +55,7 @@ class ArenaRow:
     def swapped(self) -> ArenaRow:
         """The same comparison with the answers exchanged; two swaps give the row back.
 
-        Both orders carry one id, so a table that holds both is keyed by (id, swapped).
+        Both orders carry one id: they are averaged before they reach a table, where an id stands once.
         """
         target = self.target
         return replace(

@@ -98,6 +98,11 @@ def feature_names() -> tuple[str, ...]:
     return tuple(prefix + name for prefix, block in blocks for name in block)
 
 
+def antisymmetric_columns() -> np.ndarray:
+    """(F,) bool: the columns that a swap negates, a minus b; it leaves the others alone."""
+    return np.array([name.startswith("diff_") for name in feature_names()])
+
+
 def features(rows: Sequence[ArenaRow]) -> np.ndarray:
     """(N, F) float32, columns feature_names(); every value is finite. About 300 rows of 2,700 characters a second."""
     matrix = np.empty((len(rows), len(feature_names())), dtype=np.float32)
@@ -108,7 +113,7 @@ def features(rows: Sequence[ArenaRow]) -> np.ndarray:
 
 def swap_features(matrix: np.ndarray) -> np.ndarray:
     """The features of the swapped rows, bit for bit, from those of the rows as written. matrix: (N, F)."""
-    antisymmetric = np.array([name.startswith("diff_") for name in feature_names()])
+    antisymmetric = antisymmetric_columns()
     if matrix.shape[1] != len(antisymmetric):
         raise ValueError(
             f"The matrix has {matrix.shape[1]} columns, features() makes {len(antisymmetric)}. "
