@@ -39,7 +39,8 @@ def run(settings: Settings) -> Predictions:
     if calibration.is_file():
         temperature = read_calibration(calibration, LABELS)
         predictions = apply_temperature(predictions, temperature)
-        log.info(f"temperature {temperature:.3f}, fitted on the held-out rows")
+        if temperature != 1:
+            log.info(f"temperature {temperature:.3f}, fitted on the held-out rows")
     else:
         log.info(f"no temperature: {folder} has no calibration.json")
     if main:
