@@ -211,6 +211,8 @@ def _attempt(
             **({} if np.isnan(disagreement).any() else {"swap_disagreement": float(disagreement.mean())}),
         }
 
+    if trainer.workers:  # all tokens are made by now; a forked worker must not find the tokenizer's threads (trap 38)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
     quiet = not sys.stderr.isatty()
     arguments = training_arguments(
         settings, work, rows=len(training), seed=seed, rate=rate, precision=precision,
