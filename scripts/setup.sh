@@ -24,7 +24,7 @@ wanted=$(cat pyproject.toml constraints/*.txt scripts/setup.sh | cksum | cut -d'
 if [ "$(cat .venv/installed 2>/dev/null)" = "$wanted" ]; then exit 0; fi
 
 if command -v uv >/dev/null; then
-    [ -x .venv/bin/python ] || uv venv -q --python "$(command -v "$python")" .venv
+    [ -x .venv/bin/python ] || uv venv -q --seed --python "$(command -v "$python")" .venv
     # uv reads pip's environment variables no more than its configuration: hand the local wheels on.
     export UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$("$python" -m pip config get global.find-links 2>/dev/null || true)}}"
     install() { uv pip install -qq --python .venv/bin/python "$@"; }
