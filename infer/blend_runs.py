@@ -40,11 +40,10 @@ def blend_runs(settings: Settings) -> Predictions:
     log = open_log(folder / "infer.log", main=True)
     blend = fit_weights(heldout)
     blended = average(list(heldout.values()), [blend.weights[name] for name in heldout])
-    temperature, calibrated = settle_temperature(blended)
+    temperature, _crossfitted = settle_temperature(blended)  # of weights that saw these rows: no figure to report
     write_calibration(folder / "calibration.json", temperature, blended)
     blended.write(folder / "heldout.csv")
-    record = asdict(blend) | {"temperature": temperature, "calibrated": min(calibrated, blended.log_loss())}
-    write_json(folder / "blend.json", record)
+    write_json(folder / "blend.json", asdict(blend) | {"temperature": temperature})
     for name in runs:
         log.info(f"  {blend.weights[name]:6.3f}  {blend.alone[name]:.4f}  {name}")
     log.info(f"held-out log loss of the blend: {blend.cross_fitted:.4f} cross-fitted, {blend.in_sample:.4f} in-sample")

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
+from models.settings import TrainerSettings
 from train.batches import PairSampler
 
 log = logging.getLogger("tiebreak")
@@ -116,3 +117,15 @@ class Patience(TrainerCallback):
         scores = [entry["eval_log_loss"] for entry in state.log_history if "eval_log_loss" in entry]
         if len(scores) - 1 - scores.index(min(scores)) >= self.evaluations:
             control.should_training_stop = True
+
+
+def watchers(
+    trainer: TrainerSettings, arguments: TrainingArguments, sampler: PairSampler, guard: CollapseGuard, name: str
+) -> list[TrainerCallback]:
+    """All that watches one fold, as its settings ask. name: how the log calls the fold."""
+    watching = [EpochShuffle(sampler), EvaluationLine(name), guard, EvaluateLastStep()]
+    if trainer.saves_per_eval > 1:
+        watching.append(SaveBetweenEvaluations(max(1, int(arguments.save_steps) // trainer.saves_per_eval)))
+    if trainer.early_stopping:
+        watching.append(Patience(trainer.early_stopping))
+    return watching

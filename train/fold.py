@@ -222,12 +222,6 @@ def _attempt(
         data.fields.row_tokens()[training], swap=trainer.swap, batch_items=trainer.batch_rows, seed=seed
     )
     guard = callbacks.CollapseGuard(prior_log_loss(data, fold), stop=not last)
-    watching = [callbacks.EpochShuffle(sampler), callbacks.EvaluationLine(f"fold {fold}"), guard,
-                callbacks.EvaluateLastStep()]  # fmt: skip
-    if trainer.saves_per_eval > 1:
-        watching.append(callbacks.SaveBetweenEvaluations(max(1, int(arguments.save_steps) // trainer.saves_per_eval)))
-    if trainer.early_stopping:
-        watching.append(callbacks.Patience(trainer.early_stopping))
     loop = PairTrainer(
         model,
         arguments,
@@ -237,7 +231,7 @@ def _attempt(
         label_smoothing=trainer.label_smoothing,
         layer_decay=trainer.layer_decay,
         head_rate=trainer.head_rate,
-        callbacks=watching,
+        callbacks=callbacks.watchers(trainer, arguments, sampler, guard, f"fold {fold}"),
     )
     if is_main():
         last_whole_checkpoint(work)
