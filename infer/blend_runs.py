@@ -48,7 +48,7 @@ def blend_runs(settings: Settings) -> Predictions:
         log.info(f"  {blend.weights[name]:6.3f}  {blend.alone[name]:.4f}  {name}")
     log.info(f"held-out log loss of the blend: {blend.cross_fitted:.4f} cross-fitted, {blend.in_sample:.4f} in-sample")
     predictions = apply_temperature(apply(blend.weights, test), temperature)
-    deliver(predictions, settings.task, folder)
+    deliver(predictions, settings.arena, folder)
     return predictions
 
 

@@ -3,10 +3,12 @@
 Knows the table only; the model is not run again. p becomes p^(1/T), each row divided by its sum: T above 1 softens,
 below 1 sharpens, and no row's order of labels changes. Source: Guo, Pleiss, Sun, Weinberger, 2017, On Calibration of
 Modern Neural Networks, equation 9; log-probabilities serve as its logits, the two differ by a constant per row.
+What else can be fitted, to the raw log_probs of a language model, stands in answer_calibration and uses these parts.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,15 +28,23 @@ def fit_temperature(predictions: Predictions) -> float:
 
     Refuses a table without rows, or with a row whose truth is unknown.
     """
-    from scipy.optimize import minimize_scalar
-
     log_probs, truth = _log_probs(predictions), predictions.label_index()
     if not len(truth):
         raise ValueError("The table has 0 rows, expected at least one to fit on. Check which rows were predicted.")
-    unchanged = _tempered_log_loss(log_probs, truth, 1.0)
+    return best_temperature(log_probs, np.eye(len(predictions.labels))[truth])
+
+
+def best_temperature(log_probs: np.ndarray, targets: np.ndarray) -> float:
+    """The temperature with the least cross entropy, in TEMPERATURE_RANGE; 1 where none is better than none.
+
+    log_probs: (N, L) finite, of any sum per row. targets: (N, L) rows sum to one; all 0 but one 1 for certain truths.
+    """
+    from scipy.optimize import minimize_scalar
+
+    unchanged = _tempered_log_loss(log_probs, targets, 1.0)
     # The loss is convex in 1/T, hence has one valley in log T too, where 2 and 1/2 are equally far from 1.
     found = minimize_scalar(
-        lambda log_t: _tempered_log_loss(log_probs, truth, float(np.exp(log_t))),
+        lambda log_t: _tempered_log_loss(log_probs, targets, float(np.exp(log_t))),
         bounds=np.log(TEMPERATURE_RANGE),
         method="bounded",
         options={"xatol": 1e-6},
@@ -57,11 +67,15 @@ def apply_temperature(predictions: Predictions, temperature: float) -> Predictio
     """The same rows with p^(1/T) renormalised; no probability below PROB_FLOOR. Refuses T <= 0 or not finite."""
     if not (np.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature is {temperature}, expected a finite number above 0. Fit it: fit_temperature().")
-    scaled = _log_probs(predictions) / temperature
-    probs = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return replace(predictions, probs=floored_softmax(_log_probs(predictions) / temperature))
+
+
+def floored_softmax(scores: np.ndarray) -> np.ndarray:
+    """(N, L) float64 probabilities of finite scores (log space), rows sum to one, none below PROB_FLOOR."""
+    probs = np.exp(scores - scores.max(axis=1, keepdims=True))
     # Twice the floor, so that neither the division below nor float32 takes a value under it.
     probs = np.maximum(probs / probs.sum(axis=1, keepdims=True), 2 * PROB_FLOOR)
-    return replace(predictions, probs=probs / probs.sum(axis=1, keepdims=True))
+    return probs / probs.sum(axis=1, keepdims=True)
 
 
 def crossfit_temperature(predictions: Predictions, folds: np.ndarray | None = None) -> Predictions:
@@ -93,9 +107,14 @@ def crossfit_parts(predictions: Predictions, folds: np.ndarray | None = None) ->
         raise ValueError(f"folds has shape {folds.shape}, expected {predictions.ids.shape}: one fold per row.")
     if folds is not None and len(np.unique(folds)) > 1:
         return folds
-    digests = [hashlib.blake2b(row_id.encode(), digest_size=8).digest() for row_id in predictions.ids]
+    return hashed_parts(predictions.ids)
+
+
+def hashed_parts(ids: Sequence[str] | np.ndarray) -> np.ndarray:
+    """(N,) one of five even parts for each id, by its hash: the same part whatever the order of rows."""
+    digests = [hashlib.blake2b(row_id.encode(), digest_size=8).digest() for row_id in ids]
     # Dealt in the hash's order, so that two rows already make two parts.
-    dealt = np.empty(len(predictions), dtype=np.int64)
+    dealt = np.empty(len(digests), dtype=np.int64)
     dealt[sorted(range(len(digests)), key=digests.__getitem__)] = np.arange(len(digests)) % HASHED_PARTS
     return dealt
 
@@ -121,8 +140,8 @@ def _log_probs(predictions: Predictions) -> np.ndarray:
     return np.log(np.maximum(predictions.probs64(), PROB_FLOOR))
 
 
-def _tempered_log_loss(log_probs: np.ndarray, truth: np.ndarray, temperature: float) -> float:
+def _tempered_log_loss(log_probs: np.ndarray, targets: np.ndarray, temperature: float) -> float:
     scaled = log_probs / temperature
     peak = scaled.max(axis=1, keepdims=True)  # the largest exponent becomes 0: no overflow at low temperature
     log_total = np.log(np.exp(scaled - peak).sum(axis=1)) + peak[:, 0]
-    return float((log_total - scaled[np.arange(len(truth)), truth]).mean())
+    return float((log_total - (targets * scaled).sum(axis=1)).mean())

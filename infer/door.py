@@ -5,9 +5,7 @@ Imports Hydra and nothing heavy, so that `--help` answers at once. Past this mod
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,10 +18,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from infer.overrides import KIND_KEYS, KINDS, MULTIRUN_FLAGS, as_meant, refuse_unknown_overrides, unknown_key
 from infer.ranks import rank, world_size
-from models.settings import Settings, flatten
-
-MULTIRUN_FLAGS = {"-m", "--multirun"}
+from models.choices import one_of
+from models.settings import Settings
 
 
 def open_door(run: Callable[[Settings], Any]) -> None:
@@ -39,10 +37,12 @@ def open_door(run: Callable[[Settings], Any]) -> None:
             )
         sys.exit(2)
 
-    refuse_unknown_overrides(sys.argv[1:])
+    written = sys.argv
+    refuse_unknown_overrides(written[1:])
 
     @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
     def compose(cfg: DictConfig) -> None:
+        sys.argv = written  # a run's record shows the command as it was given
         try:
             run(to_settings(cfg, sweep_name()))
         except (ValueError, OSError, ImportError) as error:
@@ -52,21 +52,8 @@ def open_door(run: Callable[[Settings], Any]) -> None:
                 print(f"error: {error}\n(TIEBREAK_TRACEBACK=1 shows where it came from)", file=sys.stderr)
             sys.exit(2)
 
+    sys.argv = [written[0], *as_meant(written[1:])]
     compose()
-
-
-def refuse_unknown_overrides(arguments: list[str]) -> None:
-    """Exit with a sentence for KEY=VALUE with a key that does not exist; Hydra's own answer advises a +, in vain."""
-    known = list(flatten(_typical()))
-    groups = {name.rpartition(".")[0] for name in known} - {""}
-    for argument in arguments:
-        found = re.match(r"([A-Za-z_][\w.]*)=", argument)
-        if found is None or found[1] in known or found[1] in groups or found[1].startswith("hydra."):
-            continue
-        hint = "Write +experiment=NAME." if found[1] == "experiment" else _unknown_key(found[1])
-        if rank() == 0:
-            print(f"error: {hint}", file=sys.stderr)
-        sys.exit(2)
 
 
 def sweep_name() -> str:
@@ -78,48 +65,45 @@ def sweep_name() -> str:
 def to_settings(cfg: DictConfig, sweep: str = "") -> Settings:
     """Checked settings. Refuses, by name, an unknown key, a wrong type, a value out of range.
 
-    sweep: appended to the run folder, so that the jobs of a sweep do not share one.
+    sweep: appended to the folders of the run and of its output, so that the jobs of a sweep do not share one.
     Raises ValueError.
     """
     if OmegaConf.is_missing(cfg, "name"):
         raise ValueError("No experiment was chosen: add +experiment=NAME (python -m train --help lists them).")
+    kinds = _kinds(cfg)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Settings), cfg)
+        merged = OmegaConf.merge(_schema(kinds), cfg)
         settings = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
-        raise ValueError(_unknown_key(str(error.full_key))) from None
+        raise ValueError(unknown_key(str(error.full_key), kinds)) from None
     except MissingMandatoryValue as error:
         raise ValueError(f"The setting {error.full_key} has no value. Give one: {error.full_key}=...") from None
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(f"The setting {error.full_key} cannot be read: {reason}.") from None
     assert isinstance(settings, Settings)
     if sweep:
-        settings.run_dir = str(Path(settings.run_dir) / sweep.replace("/", "-"))
+        folder = sweep.replace("/", "-")
+        settings.run_dir = str(Path(settings.run_dir) / folder)
+        if settings.output is not None:
+            output = Path(settings.output)
+            settings.output = str(output.parent / folder / output.name)
     return settings
 
 
-def _unknown_key(key: str) -> str:
-    known = list(flatten(_typical()))
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]}?" if close else f" Known in its group: {', '.join(_siblings(key, known))}."
-    return f"There is no setting {key!r}.{hint}"
+def _kinds(cfg: DictConfig) -> dict[str, str]:
+    """{"task": "text", "model": "causal"}: the kinds that this config names. Raises ValueError for an unknown one."""
+    kinds = {}
+    for group, key in KIND_KEYS.items():
+        kind = OmegaConf.select(cfg, f"{group}.{key}")
+        one_of(f"{group}.{key}", kind, KINDS[group])
+        kinds[group] = str(kind)
+    return kinds
 
 
-def _siblings(key: str, known: list[str]) -> list[str]:
-    group = key.rpartition(".")[0]
-    return [name for name in known if name.rpartition(".")[0] == group]
-
-
-def _typical() -> Any:
-    """The schema's own tree, to list its keys (the values are never read)."""
-    import typing
-
-    def build(cls: type) -> Any:
-        hints = typing.get_type_hints(cls)
-        instance: Any = object.__new__(cls)
-        for key, kind in hints.items():
-            setattr(instance, key, build(kind) if hasattr(kind, "__dataclass_fields__") else None)
-        return instance
-
-    return build(Settings)
+def _schema(kinds: dict[str, str]) -> DictConfig:
+    """The schema of a run of these kinds."""
+    schema = OmegaConf.structured(Settings)
+    for group, kind in kinds.items():
+        schema[group] = OmegaConf.structured(KINDS[group][kind])
+    return schema

@@ -5,6 +5,7 @@ Knows JSON, CSV and Parquet; never what a column means.
 
 import gzip
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,32 +22,52 @@ def write_json(path: str | Path, content: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file. Raises ValueError naming the file where it is damaged."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}). Delete it, or make it again.") from error
+
+
 def write_frame(frame: pd.DataFrame, path: str | Path, kind: str | None = None) -> None:
     """Writes `frame` atomically as CSV (gzipped where the name ends in .gz) or Parquet, by `kind` or else by the name.
 
     Float columns are taken as float32. The same frame always gives the same CSV bytes.
     """
     path = Path(path)
-    if (kind or _kind(path)) == "parquet":
+    if (kind or table_kind(path)) == "parquet":
         with write_atomically(path) as temporary:
             frame.to_parquet(temporary, index=False)
         return
-    # Nine significant digits name every float32 once, and lie too far from its neighbours to be misread.
-    content = frame.to_csv(index=False, float_format="%.9g", lineterminator="\n").encode()
+    content = csv_bytes(frame)
     with write_atomically(path) as temporary:
         temporary.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+
+
+def csv_bytes(frame: pd.DataFrame, *, header: bool = True) -> bytes:
+    """The frame as CSV, its float columns taken as float32; every cell is read back as one, whatever it holds."""
+    # Nine significant digits name every float32 once, and lie too far from its neighbours to be misread.
+    text = frame.to_csv(index=False, header=header, float_format="%.9g", lineterminator="\n")
+    if "\r" in text:
+        # pandas puts a cell in quotes for the line end in use only, but every reader takes a bare \r for a line end.
+        text = frame.to_csv(index=False, header=header, float_format="%.9g", lineterminator="\r\n")
+        text = re.sub(r'("(?:[^"]|"")*")|\r\n', lambda found: found[1] or "\n", text)
+    return text.encode()
 
 
 def read_frame(path: str | Path, text: Sequence[str] = ()) -> pd.DataFrame:
     """The table at `path`; in a CSV, the columns `text` stay as written (an id 007, a label NA), blanks are ""."""
     path = Path(path)
-    if _kind(path) == "parquet":
+    if table_kind(path) == "parquet":
         return pd.read_parquet(path)
     as_written = dict.fromkeys(text, str)
     return pd.read_csv(path, dtype=as_written, keep_default_na=False, encoding="utf-8-sig")
 
 
-def _kind(path: Path) -> str:
+def table_kind(path: Path) -> str:
+    """`parquet` or `csv`, by the name's ending. Raises ValueError for another ending."""
     if path.name.endswith(".parquet"):
         return "parquet"
     if path.name.endswith((".csv", ".csv.gz")):

@@ -53,6 +53,15 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """(N,) the likeliest label of each row: what scikit-learn's metrics expect of predict()."""
+        return self.predicted.astype(dtype) if dtype is not None else self.predicted
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """(N,) the likeliest label of each row; the first of equals."""
+        return np.asarray(self.labels)[self.probs.argmax(axis=1)]
+
     def label_index(self) -> np.ndarray:
         """(N,) int, the true label's column. Refuses a table with a row whose truth is unknown."""
         if self.truth is None:
@@ -111,7 +120,7 @@ class Predictions:
             columns["label"] = self.truth
         columns |= {f"p_{label}": self.probs[:, column] for column, label in enumerate(self.labels)}
         columns[OTHER_COLUMN] = self.other
-        columns["predicted"] = np.asarray(self.labels, dtype=object)[self.probs.argmax(axis=1)]
+        columns["predicted"] = self.predicted.astype(object)
         columns["confidence"] = self.probs.max(axis=1)
         return pd.DataFrame(columns)
 

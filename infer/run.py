@@ -1,6 +1,6 @@
-"""`python -m infer`: a run's checkpoints -> predictions.csv and submission.csv for the test rows.
+"""`python -m infer`: checkpoints or a language model -> predictions.csv and submission.csv for the arena's test rows.
 
-Knows the order of the work; reads only the run folder and the test file.
+Knows the order of the work; reads only the run folder and the test file. Tables of texts are infer.text_run's.
 """
 
 from __future__ import annotations
@@ -13,44 +13,58 @@ import numpy as np
 from infer.blend_runs import blend_runs
 from infer.calibration import apply_temperature, read_calibration
 from infer.classifiers import load_classifier
-from infer.logs import open_log
+from infer.logs import log, open_log
 from infer.predictions import Predictions, average, join
 from infer.ranks import is_main, wait_for_all
 from infer.submission import write_submission
-from models.settings import Settings, TaskSettings
+from models.settings import ArenaTask, Settings, TextTask
 from models.tasks.arena import LABELS, ArenaRow, ArenaTable, BadRow, read_rows, write_bad_rows
 
 
-def run(settings: Settings) -> Predictions:
-    """Predict the test rows with every fold's checkpoint, or blend finished runs; the table that was written."""
-    main = is_main()
-    folder = Path(settings.run_dir)
+def run(settings: Settings) -> Predictions | Path:
+    """Predict the test rows, blend finished runs, or read a table of texts; the table, or where it was written."""
     if settings.method.name == "blend":
         return blend_runs(settings)
-    checkpoints = find_checkpoints(folder)
+    if isinstance(settings.task, TextTask):
+        from infer.text_run import run_texts
+
+        return run_texts(settings)
+    main = is_main()
     out = Path(settings.out_dir or settings.run_dir)
-    log = open_log(out / "infer.log", main=main)
-    table = read_test_rows(settings.task)
-    rows = table.rows
-    log.info(f"{len(rows)} rows from {settings.task.test_csv}; {len(checkpoints)} checkpoint(s) in {folder}")
-    tables = [predict(checkpoint, rows, settings, out) for checkpoint in checkpoints]
-    predictions = average(tables)
-    calibration = folder / "calibration.json"
-    if calibration.is_file():
-        temperature = read_calibration(calibration, LABELS)
-        predictions = apply_temperature(predictions, temperature)
-        if temperature != 1:
-            log.info(f"temperature {temperature:.3f}, fitted on the held-out rows")
+    if settings.method.name == "next_token":
+        from infer.judge import judge
+
+        open_log(out / "infer.log", main=main)
+        table = read_test_rows(settings.arena)
+        predictions = judge(table.rows, settings, out)
     else:
-        log.info(f"no temperature: {folder} has no calibration.json")
+        table, predictions = _by_checkpoints(settings, out, main=main)
     if main:
         if table.bad_rows:
             write_bad_rows(out / "bad_test_rows.csv", table.bad_rows)
             log.info(f"{len(table.bad_rows)} bad rows get the mean prediction; listed in {out / 'bad_test_rows.csv'}")
             predictions = with_bad_rows(predictions, table.bad_rows)
-        deliver(predictions, settings.task, out)
+        deliver(predictions, settings.arena, out)
     wait_for_all()
     return predictions
+
+
+def _by_checkpoints(settings: Settings, out: Path, *, main: bool) -> tuple[ArenaTable, Predictions]:
+    """(the test rows, the mean over the run's checkpoints with the run's temperature)."""
+    folder = Path(settings.run_dir)
+    checkpoints = find_checkpoints(folder)
+    open_log(out / "infer.log", main=main)
+    table = read_test_rows(settings.arena)
+    log.info(f"{len(table.rows)} rows from {settings.arena.test_csv}; {len(checkpoints)} checkpoint(s) in {folder}")
+    predictions = average([predict(checkpoint, table.rows, settings, out) for checkpoint in checkpoints])
+    calibration = folder / "calibration.json"
+    if not calibration.is_file():
+        log.info(f"no temperature: {folder} has no calibration.json")
+        return table, predictions
+    temperature = read_calibration(calibration, LABELS)
+    if temperature != 1:
+        log.info(f"temperature {temperature:.3f}, fitted on the held-out rows")
+    return table, apply_temperature(predictions, temperature)
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -69,10 +83,8 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return found
 
 
-def read_test_rows(task: TaskSettings) -> ArenaTable:
+def read_test_rows(task: ArenaTask) -> ArenaTable:
     """The rows to predict, unlabelled; with task.on_bad_row=skip also the ids that could not be read."""
-    from infer.logs import log
-
     table = read_rows(task.test_csv, labelled=False, on_bad_row=task.on_bad_row)
     if table.repairs.counts:
         log.info(table.repairs.report())
@@ -114,10 +126,8 @@ def predict(checkpoint: Path, rows: list[ArenaRow], settings: Settings, cache: P
     )
 
 
-def deliver(predictions: Predictions, task: TaskSettings, folder: Path) -> None:
+def deliver(predictions: Predictions, task: ArenaTask, folder: Path) -> None:
     """Write predictions.csv and the checked submission.csv; say where they are."""
-    from infer.logs import log
-
     predictions.write(folder / "predictions.csv")
     beside = Path(task.test_csv).parent / "sample_submission.csv"
     sample = task.sample_csv or (str(beside) if beside.is_file() else None)

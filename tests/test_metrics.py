@@ -1,4 +1,4 @@
-"""Every figure against scikit-learn or a value by hand, the intervals against the central limit theorem."""
+"""Every figure against scikit-learn or a value by hand, and rows that lack a label or all but one of them."""
 
 import json
 import subprocess
@@ -10,16 +10,9 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
+from infer.metrics import PRIOR, baseline_lines, calibration_error, metric_lines, reliability, score
 from infer.predictions import Predictions
-from train.metrics import (
-    PRIOR,
-    baseline_lines,
-    bootstrap_interval,
-    calibration_error,
-    log_loss_metric,
-    reliability,
-    score,
-)
+from train.metrics import log_loss_metric
 
 LABELS = ("tie", "model_b", "model_a")  # not alphabetical: scikit-learn sorts, a table does not
 
@@ -46,7 +39,9 @@ def test_the_figures_are_scikit_learns() -> None:
     assert result["macro_f1"] == pytest.approx(sklearn.metrics.f1_score(truth, predicted, average="macro"), abs=1e-12)
     aucs = [result["per_class"][label]["auc"] for label in LABELS]
     macro_auc = sklearn.metrics.roc_auc_score(truth, probs, multi_class="ovr", average="macro")
-    assert np.mean(aucs) == pytest.approx(macro_auc, abs=1e-12)
+    assert np.mean(aucs) == pytest.approx(macro_auc, abs=1e-12) and result["auc"] == np.mean(aucs)
+    macro_precision = sklearn.metrics.average_precision_score(np.eye(3)[truth], probs, average="macro")
+    assert result["average_precision"] == pytest.approx(macro_precision, abs=1e-12)
 
 
 def test_the_figures_of_four_rows_are_those_by_hand() -> None:
@@ -62,11 +57,18 @@ def test_the_figures_of_four_rows_are_those_by_hand() -> None:
     assert result["calibration_error"] == 0.0  # half sure, half right
     # AUC: of the four pairs (true, not true), the share ranked rightly; a draw counts half.
     # tie: said twice, right once, true twice. model_b: said once, rightly, true twice. model_a: said once, never true.
-    assert result["per_class"]["tie"] == {"count": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5, "auc": 0.5}
-    model_b = {"count": 2, "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "auc": 0.75}
-    assert result["per_class"]["model_b"] == model_b
-    assert result["per_class"]["model_a"] == {"count": 0, "precision": 0.0, "recall": 0.0, "f1": 0.0, "auc": None}
+    # Average precision: precision where recall rises, times the rise. tie: 1/2 of the two 0.5, then 2/4 of all rows,
+    # half each; model_b: 1/1, then 2/4.
+    names = ("count", "precision", "recall", "f1", "auc", "average_precision")
+    expected = {
+        "tie": (2, 0.5, 0.5, 0.5, 0.5, 0.5),
+        "model_b": (2, 1.0, 0.5, pytest.approx(2 / 3), 0.75, 0.75),
+        "model_a": (0, 0.0, 0.0, 0.0, None, None),
+    }
+    assert result["per_class"] == {label: dict(zip(names, row, strict=True)) for label, row in expected.items()}
     assert list(result["per_class"]) == list(LABELS)
+    # The label that never occurs is left out of the means.
+    assert (result["auc"], result["average_precision"]) == (0.625, 0.625)
 
 
 def test_another_column_order_gives_the_same_score() -> None:
@@ -105,30 +107,6 @@ def test_a_bins_upper_edge_belongs_to_it() -> None:
     assert [part["rows"] for part in reliability(rows, bins=2)] == [1, 2]
 
 
-def test_the_interval_of_a_mean_is_that_of_the_central_limit_theorem() -> None:
-    values = np.random.default_rng(1).exponential(size=(2000, 1))
-    low, high = bootstrap_interval(values, draws=4000)
-    deviation = values.std() / np.sqrt(2000)
-    # 5 %: a quantile of 4000 draws has itself a spread of about 4 % of the half-width
-    assert (values.mean() - low[0]) / deviation == pytest.approx(1.96, rel=0.05)
-    assert (high[0] - values.mean()) / deviation == pytest.approx(1.96, rel=0.05)
-
-
-def test_rows_copied_within_a_group_do_not_narrow_the_interval() -> None:
-    values = np.random.default_rng(2).normal(size=(200, 1))
-    single = bootstrap_interval(values, seed=3)
-    copied = bootstrap_interval(np.repeat(values, 4, axis=0), np.repeat(np.arange(200), 4), seed=3)
-    np.testing.assert_allclose(copied, single, atol=1e-12)
-    narrower = bootstrap_interval(np.repeat(values, 4, axis=0), seed=3)
-    assert narrower[1] - narrower[0] < 0.6 * (single[1] - single[0])  # half as wide in theory: four times the rows
-
-
-def test_a_mean_over_groups_of_many_sizes_weighs_rows_not_draws() -> None:
-    constant = np.ones((10, 1))  # any mean of ones is one, however many rows a draw of groups brings
-    low, high = bootstrap_interval(constant, np.array([0] * 7 + [1, 2, 2]))
-    assert (low[0], high[0]) == (1.0, 1.0)
-
-
 def test_groups_are_found_by_id_and_seeds_repeat_the_interval() -> None:
     rows = drawn(60)
     groups = {row_id: int(row_id[3:]) // 3 for row_id in rows.ids}
@@ -141,11 +119,58 @@ def test_groups_are_found_by_id_and_seeds_repeat_the_interval() -> None:
         score(rows, groups={"row0": 0})
 
 
-def test_many_rows_are_drawn_in_blocks_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(4).normal(size=(50, 2))
-    whole = bootstrap_interval(values, draws=101)
-    monkeypatch.setattr("train.metrics.DRAWS_AT_ONCE", 150)  # three draws at a time, two at last
-    np.testing.assert_array_equal(bootstrap_interval(values, draws=101), whole)
+def test_auc_and_its_interval_hold_for_either_of_two_labels() -> None:
+    two = drawn(80).probs64()[:, :2]
+    two /= two.sum(axis=1, keepdims=True)
+    truth = np.where(np.random.default_rng(3).random(80) < two[:, 0], "good", "bad").astype(object)
+    rows = table(two, truth, labels=("good", "bad"))
+    turned = table(two[:, ::-1], truth, labels=("bad", "good"))
+    result, mirrored = score(rows), score(turned)
+    assert result["auc"] == pytest.approx(sklearn.metrics.roc_auc_score(truth == "good", two[:, 0]), abs=1e-6)
+    assert result["auc_interval"][0] < result["auc"] < result["auc_interval"][1]
+    for name in ("auc", "auc_interval", "average_precision"):
+        assert mirrored[name] == pytest.approx(result[name], abs=1e-12)
+
+
+def test_rows_of_one_label_have_no_auc_and_say_so() -> None:
+    result = score(table([[0.5, 0.3, 0.2]] * 4, ["tie"] * 4))
+    assert result["auc"] is None and result["auc_interval"] is None and result["average_precision"] is None
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    lines = metric_lines(result).splitlines()
+    assert lines[0] == "4 labelled rows, none of them model_b or model_a"
+    assert lines[3] == "  AUC                   none: the rows have but one true label"
+
+
+def test_draws_without_the_one_rare_row_are_left_out() -> None:
+    probs = [[0.6, 0.2, 0.2]] * 9 + [[0.2, 0.6, 0.2]]
+    result = score(table(probs, ["tie"] * 9 + ["model_b"]), bootstrap=200)  # a third of the draws lack model_b
+    assert result["auc"] == 1.0 and result["auc_interval"] == [1.0, 1.0]
+
+
+def test_the_lines_at_the_end_of_a_file_are_one_figure_each() -> None:
+    result = {
+        "rows": 1000,
+        "log_loss": 0.4312,
+        "log_loss_interval": [0.4, 0.46],
+        "accuracy": 0.812,
+        "accuracy_interval": [0.79, 0.83],
+        "auc": 0.8913,
+        "auc_interval": [0.87, 0.91],
+        "average_precision": 0.885,
+        "calibration_error": 0.0423,
+        "per_class": {
+            "good": {"count": 500, "average_precision": 0.9},
+            "bad": {"count": 500, "average_precision": 0.87},
+        },
+    }
+    assert metric_lines(result) == (
+        "1000 labelled rows\n"
+        "  log loss            0.4312   95 % interval 0.4000 to 0.4600\n"
+        "  accuracy            0.8120   95 % interval 0.7900 to 0.8300\n"
+        "  AUC                 0.8913   95 % interval 0.8700 to 0.9100\n"
+        "  average precision   0.8850   good 0.9000, bad 0.8700\n"
+        "  calibration error   0.0423"
+    )
 
 
 def test_the_trainers_metric_is_scikit_learns_log_loss_without_a_hub() -> None:
@@ -162,7 +187,7 @@ def test_the_trainers_metric_is_scikit_learns_log_loss_without_a_hub() -> None:
 
 def test_importing_the_metrics_imports_neither_evaluate_nor_scikit_learn() -> None:
     heavy = "{'evaluate', 'datasets', 'sklearn', 'scipy', 'torch', 'transformers'}"
-    command = f"import sys, train.metrics, infer.blend, infer.submission; sys.exit(str({heavy} & set(sys.modules)))"
+    command = f"import sys, infer.metrics, train.metrics, infer.submission; sys.exit(str({heavy} & set(sys.modules)))"
     project = Path(__file__).resolve().parents[1]
     ended = subprocess.run([sys.executable, "-c", command], cwd=project, capture_output=True, text=True, check=False)
     assert ended.stderr.strip() == "set()"

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from infer.files import write_json
+from infer.metrics import PRIOR
 from infer.predictions import Predictions, join
 from models.settings import MethodSettings
 from train.fold import FoldData
-from train.metrics import PRIOR
 
 log = logging.getLogger("tiebreak")
 

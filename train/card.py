@@ -31,7 +31,7 @@ def card(settings: Settings, metrics: dict[str, Any], *, fold: int, folds: int) 
     low, high = metrics["log_loss_interval"]
     beside = "\n".join(f"| {name} | {loss:.4f} |" for name, loss in metrics["baselines"].items())
     reading = (
-        f"Base {settings.model.name}, {settings.model.head} head, {settings.task.budget_tokens} tokens. "
+        f"Base {settings.model.name}, {settings.encoder.head} head, {settings.arena.budget_tokens} tokens. "
         "`AutoModelForSequenceClassification.from_pretrained` opens it; `python -m infer` reads pairs with it.\n"
         if encoder
         else f"Method {settings.method.name} (scikit-learn).\n"
@@ -39,7 +39,7 @@ def card(settings: Settings, metrics: dict[str, Any], *, fold: int, folds: int) 
     siamese = (
         "The network reads the prompt with one answer; tiebreak.json and pair_head.safetensors say how two readings "
         "become the label probabilities.\n"
-        if encoder and settings.model.head == "siamese"
+        if encoder and settings.encoder.head == "siamese"
         else ""
     )
     return f"""---
@@ -59,7 +59,7 @@ Predicts which of two chat answers a person prefers: model_a, model_b, or a tie.
 {beside}
 
 Accuracy {metrics["accuracy"]:.4f}, Brier {metrics["brier"]:.4f}, calibration error {metrics["calibration_error"]:.4f}.
-Trained on `{settings.task.train_csv}`; folds are grouped by prompt.
+Trained on `{settings.arena.train_csv}`; folds are grouped by prompt.
 
     {shlex.join(["python", "-m", "train", *sys.argv[1:]])}
 """

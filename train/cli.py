@@ -18,6 +18,7 @@ def main() -> None:
 
 
 def _run(settings: Settings) -> None:
+    _refuse_untrained(settings)
     if settings.doctor:
         from train.doctor import examine
 
@@ -26,3 +27,12 @@ def _run(settings: Settings) -> None:
         from train.run import run
 
         run(settings)
+
+
+def _refuse_untrained(settings: Settings) -> None:
+    """Send an experiment that has nothing to train to the other verb."""
+    command = f"python -m infer +experiment={settings.name}"
+    if settings.method.name == "blend":
+        raise ValueError(f"A blend joins finished runs and trains nothing: {command} ...")
+    if settings.method.name == "next_token":
+        raise ValueError(f"{settings.name} is read from a language model as it is, not trained: {command}")

@@ -38,7 +38,7 @@ def examine(settings: Settings) -> list[str]:
 
 
 def _report(settings: Settings) -> Iterator[str]:
-    task = settings.task
+    task = settings.arena
     table = read_rows(task.train_csv, labelled=True, on_bad_row=task.on_bad_row, votes_path=task.votes_csv)
     yield f"{settings.name}: {len(table.rows)} rows from {task.train_csv}"
     yield f"  repaired       {table.repairs.report()}"
@@ -95,7 +95,7 @@ def _encoder_lines(settings: Settings, rows: list[ArenaRow]) -> Iterator[str]:
     source = resolve_model(settings.model.name)
     tokenizer = load_tokenizer(source)
     fields = tokenise_fields(rows, tokenizer)
-    yield f"  model          {settings.model.name}, {settings.model.head} head, {len(tokenizer)} tokens known"
+    yield f"  model          {settings.model.name}, {settings.encoder.head} head, {len(tokenizer)} tokens known"
     tokens = fields.row_tokens()
     spread = ", ".join(f"p{p} {np.percentile(tokens, p):.0f}" for p in PERCENTILES)
     yield f"  tokens a row   {spread}"
@@ -105,15 +105,15 @@ def _encoder_lines(settings: Settings, rows: list[ArenaRow]) -> Iterator[str]:
     )
     reader = make_reader(
         tokenizer,
-        head=settings.model.head,
-        budget_tokens=settings.task.budget_tokens,
-        prompt_share=settings.task.prompt_share,
+        head=settings.encoder.head,
+        budget_tokens=settings.arena.budget_tokens,
+        prompt_share=settings.arena.prompt_share,
     )
     sample = np.random.default_rng(0).permutation(len(rows))[:SAMPLE_ROWS]
     cut = [tokens_cut(reader.sequences(fields[int(row)], False)) for row in sample]
     shown = [row_tokens(fields[int(row)]) for row in sample]
     yield (
-        f"  budget         {settings.task.budget_tokens} tokens: {np.mean(np.array(cut) > 0):.1%} of rows are cut, "
+        f"  budget         {settings.arena.budget_tokens} tokens: {np.mean(np.array(cut) > 0):.1%} of rows are cut, "
         f"{sum(cut) / max(1, sum(shown)):.1%} of tokens left out"
     )
     yield from _cost_lines(settings, rows, fields, reader, tokenizer)
@@ -138,7 +138,7 @@ def _cost_lines(settings: Settings, rows: list[ArenaRow], fields: Any, reader: A
     items = len(rows) * share * (2 if trainer.swap == "both" else 1)
     steps = math.ceil(items / (trainer.batch_rows * trainer.accumulation * world_size())) * trainer.epochs
     sample = np.random.default_rng(0).permutation(len(rows))[: trainer.batch_rows]
-    matrix = features([rows[int(row)] for row in sample]) if settings.model.pair_features else None
+    matrix = features([rows[int(row)] for row in sample]) if settings.encoder.pair_features else None
     scale = None if matrix is None else FeatureScale.fit(matrix)
     model = build_network(settings, tokenizer, scale).to(device)
     inputs = reader.batch([fields[int(row)] for row in sample], [2 * at for at in range(len(sample))],

@@ -151,9 +151,9 @@ def build_network(settings: Settings, tokenizer: Any, scale: Any) -> Any:
     from models.encoder import check_budget, freeze_lowest, load_encoder
     from models.names import resolve_model
 
-    wanted = settings.model
+    wanted = settings.encoder
     encoder: Any = load_encoder(resolve_model(wanted.name), dropout=wanted.dropout, vocab_size=len(tokenizer))
-    check_budget(encoder, settings.task.budget_tokens, wanted.name)
+    check_budget(encoder, settings.arena.budget_tokens, wanted.name)
     freeze_lowest(encoder, wanted.frozen_layers)
     if settings.trainer.activation_checkpointing:
         # The older name is deprecated from transformers 5.2x on, the newer one missing before.
@@ -179,13 +179,13 @@ def _attempt(
     from train.metrics import log_loss_metric
 
     set_seed(seed)  # the new head's weights, then dropout
-    trainer, task = settings.trainer, settings.task
+    trainer, task = settings.trainer, settings.arena
     precision = device_and_precision(trainer.precision)[1]
     training, held = data.training(fold), data.heldout(fold)
     scale = None if data.matrix is None else FeatureScale.fit(data.matrix[training])
     given = None if scale is None or data.matrix is None else scale.apply(data.matrix)
     reader = make_reader(
-        data.tokenizer, head=settings.model.head, budget_tokens=task.budget_tokens, prompt_share=task.prompt_share
+        data.tokenizer, head=settings.encoder.head, budget_tokens=task.budget_tokens, prompt_share=task.prompt_share
     )
     model = build_network(settings, data.tokenizer, scale)
     classifier = EncoderClassifier(model, data.tokenizer, reader, scale, tta=trainer.tta, base=settings.model.name)

@@ -9,6 +9,7 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ def open_run(settings: Settings) -> Path:
     folder = Path(settings.run_dir)
     config = folder / "config.yaml"
     if config.is_file():
-        stored = _flatten_plain(yaml.safe_load(config.read_text(encoding="utf-8")))
         mine = flatten(settings)
-        changed = [key for key in mine if key not in FREE_KEYS and key in stored and stored[key] != mine[key]]
+        stored = _stored_values(yaml.safe_load(config.read_text(encoding="utf-8")), mine)
+        changed = [key for key in stored if key not in FREE_KEYS and stored[key] != mine[key]]
         if changed:
             listed = ", ".join(f"{key} ({stored[key]} there, {mine[key]} now)" for key in changed)
             raise ValueError(
@@ -44,14 +45,17 @@ def open_run(settings: Settings) -> Path:
     return folder
 
 
-def _flatten_plain(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flatten_plain(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
+def _stored_values(tree: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """The values of those keys, "trainer.epochs", that a config.yaml holds; older runs may lack some."""
+    values: dict[str, Any] = {}
+    for key in keys:
+        *groups, name = key.split(".")
+        branch = tree
+        for group in groups:
+            branch = branch.get(group, {})
+        if name in branch:
+            values[key] = branch[name]
+    return values
 
 
 def environment(device_line: str, processes: int) -> dict[str, Any]:

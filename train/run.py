@@ -14,6 +14,7 @@ import numpy as np
 from infer.calibration import settle_temperature, write_calibration
 from infer.files import write_json
 from infer.logs import open_log
+from infer.metrics import baseline_lines, score
 from infer.predictions import Predictions, join
 from infer.ranks import is_main, wait_for_all, world_size
 from models.precision import device_and_precision
@@ -24,14 +25,11 @@ from train.baselines import score_baselines
 from train.card import write_cards
 from train.fold import FoldData, train_fold
 from train.folds import make_folds, read_folds, write_folds
-from train.metrics import baseline_lines, score
 from train.record import open_run, write_environment
 
 
 def run(settings: Settings) -> dict | None:
     """Train every wanted fold and score those that are done; the metrics, in the main process. Raises ValueError."""
-    if settings.method.name == "blend":
-        raise ValueError("A blend joins finished runs and trains nothing: python -m infer +experiment=arena_blend ...")
     main = is_main()
     folder = Path(settings.run_dir)
     if main:
@@ -69,7 +67,7 @@ def read_training_rows(settings: Settings, folder: Path, main: bool) -> ArenaTab
     """The labelled rows; what was repaired or dropped is said once and, where dropped, listed in bad_rows.csv."""
     from infer.logs import log
 
-    task = settings.task
+    task = settings.arena
     table = read_rows(task.train_csv, labelled=True, on_bad_row=task.on_bad_row, votes_path=task.votes_csv)
     log.info(f"{len(table.rows)} rows from {task.train_csv}")
     if table.repairs.counts:
@@ -110,7 +108,7 @@ def prepare_encoder(settings: Settings, data: FoldData, folder: Path, main: bool
         cached_fields(data.rows, data.tokenizer, folder)
     wait_for_all()
     data.fields = cached_fields(data.rows, data.tokenizer, folder)
-    if settings.model.pair_features:
+    if settings.encoder.pair_features:
         data.matrix = features(data.rows)
 
 

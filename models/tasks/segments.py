@@ -21,6 +21,9 @@ PROMPT_SHARE = 0.25
 # Tokens of text, beside the cut mark, below which a cut turn says nothing: the turn is left out instead.
 LEAST_TEXT = 4
 
+# What stands where a text was cut. In ASCII: the one-character ellipsis is unknown to DeBERTa-v3.
+CUT_MARK = "[...]"
+
 Ids = tuple[int, ...]
 
 
@@ -79,7 +82,7 @@ def make_frame(tokenizer: Any) -> Frame:
         start=() if start is None else (start,),
         separator=(separator,),
         end=(),  # the last segment's separator ends the sequence, as BERT and DeBERTa expect
-        cut_mark=ids("[...]"),  # in ASCII: the one-character ellipsis is unknown to DeBERTa-v3
+        cut_mark=ids(CUT_MARK),
         prompt_marker=ids("Prompt:"),
         answer_a_marker=ids("Answer A:"),
         answer_b_marker=ids("Answer B:"),

@@ -202,7 +202,7 @@ def unknown_share(cache: TokenCache, tokenizer: Any) -> float:
 def _tokenise(texts: Sequence[str], tokenizer: Any) -> tuple[array[int], np.ndarray]:
     flat: array[int] = array("i")  # grows in place: the peak is one copy of the ids, not two
     lengths = np.zeros(len(texts), dtype=np.int64)
-    spelt_out = _spelt_out_controls(tokenizer)
+    spelt_out = spelt_out_controls(tokenizer)
     starts = range(0, len(texts), CHUNK_TEXTS)
     for start in tqdm(starts, desc="tokenising", unit="k texts", delay=3, leave=False, disable=None):
         chunk = list(texts[start : start + CHUNK_TEXTS])
@@ -222,13 +222,14 @@ def _tokenise(texts: Sequence[str], tokenizer: Any) -> tuple[array[int], np.ndar
     return flat, lengths
 
 
-def _spelt_out_controls(tokenizer: Any) -> dict[int, list[int]]:
+def spelt_out_controls(tokenizer: Any) -> dict[int, list[int]]:
     """For each control token the ids of its characters, broken by a space after the first.
 
-    split_special_tokens alone does not do: DeBERTa-v3's vocabulary holds "[SEP]" as an ordinary piece too, with the
-    control token's very id, and with NFKC full-width brackets turn into it.
+    Marks such as <think>, added to the vocabulary without being called special, are control tokens too.
+    split_special_tokens alone does not do: it leaves those marks, and DeBERTa-v3's vocabulary holds "[SEP]" as an
+    ordinary piece too, with the control token's very id, and with NFKC full-width brackets turn into it.
     """
-    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if len(token.content.strip()) > 1}
     controls = sorted((added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id})
     names = [str(tokenizer.convert_ids_to_tokens(i)) for i in controls]
     spelt = [tokenizer(f"{name[:1]} {name[1:]}", add_special_tokens=False, split_special_tokens=True) for name in names]

@@ -1,0 +1,269 @@
+"""Output that survives a kill: chunks of rows become part files as they are finished, and one table at the end.
+
+    out.csv.parts/            while the run is unfinished
+        identity.json         what the parts depend on; a run that differs is refused
+        lock                  held by the main process; the kernel lets go of it at a kill
+        part-000000.parquet   one for each chunk, in its place in one step; a torn one is made again
+    out.csv, out.csv.json     at the end: the table, and the record of how it was made
+
+A run that was killed and resumed gives the bytes of an unbroken one, as long as a chunk's frame does. Knows frames, a
+schema and files; never what a column means.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from glob import escape
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import pandas as pd
+
+from infer.files import csv_bytes, table_kind, write_json
+from infer.identity import as_json, differences, identity_in
+from infer.ranks import rank, world_size
+from models.tasks.files import write_atomically
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+EXTRAS_KEY = b"tiebreak"
+
+
+class Parts:
+    """The unfinished output of one run: made by every process, checked and merged by the main one.
+
+    output: .csv, .csv.gz or .parquet. identity: JSON values that every part depends on (settings, model, input, rows a
+    chunk). schema: of the table; each part has it, whatever its cells are.
+    main: checks, locks and makes the folder; other processes are made after it, say after `wait_for_all`.
+    Refuses, before any work: another ending, a folder that cannot be written, an output that stands there and was not
+    made by this identity, parts of another identity, a second run on the same output.
+    """
+
+    def __init__(
+        self, output: str | Path, identity: Mapping[str, Any], schema: pa.Schema, *, main: bool = True
+    ) -> None:
+        self.output = Path(output)
+        self.kind = table_kind(self.output)
+        self.identity = as_json(identity)
+        self.schema = schema
+        self.folder = _beside(self.output, ".parts")
+        self._lock: IO[str] | None = None
+        if main:
+            self._open()
+
+    def __enter__(self) -> Parts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the lock; the parts stay for the next run."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def todo(self, number: int) -> bool:
+        """True where chunk `number` is this process's share and is not done. Chunks are dealt like cards."""
+        return number % world_size() == rank() and not self.done(number)
+
+    def done(self, number: int) -> bool:
+        """True where the part is there, whole and of this schema."""
+        try:
+            return self._read(number).schema.equals(self.schema)
+        except _read_errors():
+            return False
+
+    def write(self, number: int, frame: pd.DataFrame, extras: Mapping[str, Any] | None = None) -> None:
+        """Puts a finished chunk in its place. frame: the schema's columns in any order; NaN and None are empty cells.
+
+        extras: small JSON values kept beside it. pyarrow refuses a cell that the schema cannot hold.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        assert sorted(frame.columns) == sorted(self.schema.names), (list(frame.columns), self.schema.names)
+        table = pa.Table.from_pandas(frame, schema=self.schema, preserve_index=False)
+        table = table.replace_schema_metadata({EXTRAS_KEY: json.dumps(dict(extras or {}), allow_nan=False)})
+        with write_atomically(self._path(number)) as temporary:
+            pq.write_table(table, temporary, write_page_checksum=True)
+
+    def extras(self, count: int) -> list[dict[str, Any]]:
+        """What was kept beside each of the first `count` chunks, in their order."""
+        import pyarrow.parquet as pq
+
+        self._refuse_missing(count)
+        return [json.loads(pq.read_schema(self._path(number)).metadata[EXTRAS_KEY]) for number in range(count)]
+
+    def frames(self, count: int, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+        """The first `count` chunks in their order, one in memory at a time; columns: only these."""
+        self._refuse_missing(count)
+        for number in range(count):
+            yield _frame(self._read(number, columns))
+
+    def merge(self, count: int, record: Mapping[str, Any]) -> None:
+        """Writes the table of all `count` chunks, then the record with the identity, and removes the parts.
+
+        A kill in between leaves parts from which the next run does it again. Main process only.
+        """
+        assert self._lock is not None, "only the process that holds the lock may merge"
+        assert "identity" not in record, record["identity"]
+        self._refuse_missing(count)
+        tables = (self._read(number) for number in range(count))
+        with write_atomically(self.output) as temporary:
+            if self.kind == "parquet":
+                _write_parquet(temporary, tables, self.schema)
+            else:
+                _write_csv(temporary, tables, self.schema)
+        write_json(_beside(self.output, ".json"), {"identity": self.identity, **record})
+        self.close()
+        _remove(self.folder)
+
+    def _open(self) -> None:
+        try:
+            if self.output.is_dir():
+                raise ValueError(f"output={self.output} is a folder. Give the name of a file inside it.")
+            self._refuse_foreign_output()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.output.parent).close()  # the parts' folder may be older than a lost right
+            self._lock = _lock(self.folder, self.output)
+            self._take_folder()
+        except OSError as error:
+            self.close()
+            raise ValueError(
+                f"output={self.output} cannot be written: {error.strerror or error} ({error.filename or self.folder}). "
+                "Give a file in a folder that you can write to."
+            ) from error
+
+    def _refuse_foreign_output(self) -> None:
+        """What stands there is overwritten only where this identity made it, by its record or by parts still there."""
+        record = _beside(self.output, ".json")
+        made = identity_in(record)
+        if made is None and record.exists():
+            raise ValueError(
+                f"{record} is in the way: the output's record goes there. Move it, or name another output."
+            )
+        if not self.output.exists() or self.identity in (made, identity_in(self.folder / "identity.json")):
+            return
+        how = "no record beside it says how" if made is None else f"they differ in {differences(made, self.identity)}"
+        raise ValueError(
+            f"output={self.output} is there already and was made otherwise: {how}. Delete it, or name another output."
+        )
+
+    def _take_folder(self) -> None:
+        path = self.folder / "identity.json"
+        found = identity_in(path)
+        if found is None and any(self.folder.glob("part-*")):
+            found = {}
+        if found is not None and found != self.identity:
+            self.close()
+            raise ValueError(
+                f"{self.folder} holds the unfinished output of another run; they differ in "
+                f"{differences(found, self.identity)}. Run that one again to finish it, delete the folder, or name "
+                "another output."
+            )
+        if found is None:
+            write_json(path, {"identity": self.identity})
+        for name in (self.output.name, _beside(self.output, ".json").name):  # what a kill while merging left behind
+            for leftover in self.output.parent.glob(f".tmp-{'?' * 32}-{escape(name)}"):
+                leftover.unlink()
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"part-{number:06d}.parquet"
+
+    def _read(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self._path(number), page_checksum_verification=True) as file:
+            return file.read(columns=None if columns is None else list(columns)).replace_schema_metadata(None)
+
+    def _refuse_missing(self, count: int) -> None:
+        missing = [number for number in range(count) if not self._path(number).is_file()]
+        if missing:
+            raise ValueError(
+                f"{self.folder} lacks {len(missing)} of {count} parts, number {missing[0]} first: a process stopped "
+                "early, or does not share this disk. Start the same command again; what is done is kept."
+            )
+
+
+def finished(output: str | Path, identity: Mapping[str, Any]) -> bool:
+    """True where the output and its record are there, made by this identity.
+
+    Then also removes parts that a kill in a run's last moment left behind.
+    """
+    output = Path(output)
+    if not output.is_file() or identity_in(_beside(output, ".json")) != as_json(identity):
+        return False
+    folder = _beside(output, ".parts")
+    if folder.is_dir() and identity_in(folder / "identity.json") in (None, as_json(identity)):
+        _remove(folder)
+    return True
+
+
+def _write_parquet(path: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
+    """One row group for each table."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(path, schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+
+
+def _write_csv(path: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
+    """Gzipped where the name ends in .gz, without name and time in its head: the same tables give the same bytes."""
+    with path.open("wb") as file:
+        packing = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if path.suffix == ".gz" else nullcontext(file)
+        with packing as out:
+            out.write(csv_bytes(_frame(schema.empty_table())))
+            for table in tables:
+                out.write(csv_bytes(_frame(table), header=False))
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    return table.to_pandas(integer_object_nulls=True)  # else 3 beside an empty cell becomes 3.0
+
+
+def _lock(folder: Path, output: Path) -> IO[str]:
+    """Holds the folder until the file is closed or the process ends, however it ends. No lock on Windows."""
+    path = folder / "lock"
+    stream = path.open("a")
+    if sys.platform == "win32":
+        return stream
+    import fcntl
+
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Between open and flock the other run may have merged and removed what is now locked.
+        if not os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+            raise FileNotFoundError(path)
+    except (BlockingIOError, FileNotFoundError):
+        stream.close()
+        raise ValueError(
+            f"output={output} is being written by another run. Wait for it, stop it, or name another output."
+        ) from None
+    return stream
+
+
+def _remove(folder: Path) -> None:
+    """The parts before the identity: what a kill leaves behind is never parts that nothing is known of."""
+    for part in folder.glob("*part-*"):
+        part.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # an empty folder that stays does no harm
+
+
+def _beside(output: Path, ending: str) -> Path:
+    return output.with_name(output.name + ending)
+
+
+def _read_errors() -> tuple[type[Exception], ...]:
+    import pyarrow as pa
+
+    return (OSError, pa.ArrowException)  # ours for a missing file and a bad checksum, pyarrow's for a torn one

@@ -1,0 +1,311 @@
+"""Forward passes that give the logits at the nodes of an answer tree, and nothing else.
+
+Every pass is the model's own forward: softcaps, scales and biases of its head are its own affair. Only what reaches
+the head is chosen here, by a hook that hands it the hidden states of the nodes that are read. Knows token ids.
+
+    TreePass    prompt tokens, then the tree's nodes, one row per prompt, under a tree mask
+    ChainPass   one causal row per prompt and root-to-tip chain of the tree, no mask at all
+    ForestPass  encoder once per prompt; the chains side by side as one decoder row, under a block mask
+    DecoderPass encoder once per prompt; one decoder row per chain
+
+The first and third are cheaper, the second and fourth always right; `infer.engine` checks which may be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from models.answer_tree import AnswerTree
+
+
+class Pass(Protocol):
+    """What the engine needs of a way to compute."""
+
+    def cost(self, lengths: np.ndarray) -> np.ndarray:
+        """Tokens that prompts of these lengths take through the network."""
+
+    def logits(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
+        """(B, 1 + n, V): the root's logits and those of node 1..n, in the model's dtype."""
+
+
+class SharedPrefix:
+    """Keys and values of tokens that stand before every row, computed once for one row.
+
+    Raises TypeError where the model keeps anything but plain keys and values per layer (recurrent states).
+    """
+
+    def __init__(self, model: Any, ids: np.ndarray) -> None:
+        self.ids = np.asarray(ids, dtype=np.int64)
+        cache = DynamicCache()  # without the config: full layers, also where the model's own would forget
+        inputs = torch.as_tensor(self.ids, device=model.get_input_embeddings().weight.device)[None]
+        with only_rows(model, torch.zeros(1, 1, dtype=torch.long), torch.full((1, 1), len(ids) - 1)):
+            cache = model(input_ids=inputs, past_key_values=cache, use_cache=True).past_key_values
+        layers = getattr(cache, "layers", None)
+        if not layers or any(type(layer) is not DynamicLayer or layer.get_seq_length() != len(ids) for layer in layers):
+            raise TypeError(f"{type(model).__name__} keeps more than keys and values of the {len(ids)} prefix tokens")
+        self.layers = [(layer.keys, layer.values) for layer in layers]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def cache(self) -> Cache:
+        """A cache of any number of rows that all begin with the prefix; usable for one forward pass after another."""
+        return Cache(layers=[_PrefixLayer(keys, values) for keys, values in self.layers])
+
+
+class _PrefixLayer(DynamicLayer):
+    """One layer's prefix: what is added is handed to the attention and then forgotten, so it is never stored twice."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values  # (1, heads, P, head size)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.keys is not None and self.values is not None
+        rows = key_states.shape[0]  # expand is a view; only the concatenation that attention reads is written
+        keys = torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=-2)
+        values = torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=-2)
+        return keys, values
+
+
+@contextmanager
+def only_rows(model: Any, rows: torch.Tensor, columns: torch.Tensor) -> Iterator[list[bool]]:
+    """Inside, the head sees hidden[rows, columns] in place of hidden (B, T, H); yields whether it was ever called.
+
+    rows, columns: (R, C) int64; what the head then returns has the shape (R, C, V).
+    """
+    head = model.get_output_embeddings()
+    called: list[bool] = []
+    if head is None:
+        yield called
+        return
+
+    def narrow(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        called.append(True)
+        hidden = inputs[0]
+        return (hidden[rows.to(hidden.device), columns.to(hidden.device)], *inputs[1:])
+
+    handle = head.register_forward_pre_hook(narrow)
+    try:
+        yield called
+    finally:
+        handle.remove()
+
+
+def read_logits(model: Any, rows: torch.Tensor, columns: torch.Tensor, *, narrow: bool = True, **inputs: Any) -> Any:
+    """(R, C, V) logits of the model's forward at positions [rows, columns].
+
+    narrow: the head runs on these positions only; False computes all (B, T, V) of them first (for the benchmark).
+    """
+    if not narrow:
+        logits = model(**inputs).logits
+        return logits[rows.to(logits.device), columns.to(logits.device)]
+    with only_rows(model, rows, columns) as called:
+        logits = model(**inputs).logits
+    if called:
+        return logits
+    return logits[rows.to(logits.device), columns.to(logits.device)]  # a head that is no module of its own
+
+
+class TreePass:
+    """One row per prompt: its tokens, then the tree's nodes at the columns behind the longest prompt of the batch.
+
+    A node sees the prefix, its own prompt and its ancestors; it stands at the position its depth says.
+    window: keys further back than this are hidden, as the model itself would; None: none are.
+    layer_types: names of the masks a model with two kinds of layers takes, {name: windowed?}.
+    """
+
+    def __init__(
+        self, model: Any, tree: AnswerTree, prefix: SharedPrefix | None = None, *, narrow: bool = True,
+        window: int | None = None, layer_types: dict[str, bool] | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.tree, self.prefix, self.narrow = model, tree, prefix, narrow
+        self.window, self.layer_types = window, layer_types
+        self.before = 0 if prefix is None else len(prefix)
+        self.device = model.get_input_embeddings().weight.device
+        self.ancestors = torch.as_tensor(tree.ancestors())
+
+    def cost(self, lengths: np.ndarray) -> np.ndarray:
+        return lengths + self.tree.fed
+
+    def logits(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        longest = int(lengths.max())
+        ids = torch.zeros(len(prompts), longest + self.tree.fed, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = torch.as_tensor(np.asarray(prompt, dtype=np.int64))
+        ids[:, longest:] = torch.as_tensor(self.tree.tokens)
+        depths = torch.as_tensor(self.tree.depths)
+        positions = torch.arange(longest).repeat(len(prompts), 1)
+        positions = torch.cat([positions, lengths[:, None] + depths - 1], dim=1) + self.before
+        columns = torch.cat([lengths[:, None] - 1, (longest + torch.arange(self.tree.fed)).repeat(len(ids), 1)], dim=1)
+        return read_logits(
+            self.model,
+            torch.arange(len(ids))[:, None].expand_as(columns),
+            columns,
+            narrow=self.narrow,
+            input_ids=ids.to(self.device),
+            attention_mask=self._masks(lengths, longest, positions),
+            position_ids=positions.to(self.device),
+            past_key_values=None if self.prefix is None else self.prefix.cache(),
+            use_cache=self.prefix is not None,
+        )
+
+    def _masks(self, lengths: torch.Tensor, longest: int, positions: torch.Tensor) -> Any:
+        """Additive (B, 1, T, P + T) masks; a float mask serves sdpa and eager attention alike."""
+        rows, nodes, before = len(lengths), self.tree.fed, self.before
+        total = longest + nodes
+        seen = torch.zeros(rows, total, before + total, dtype=torch.bool)
+        seen[:, :, :before] = True
+        text = seen[:, :, before:]
+        # Padding after a prompt sees what stands before it, so that no query is left without a key (NaN).
+        text[:, :longest, :longest] = torch.ones(longest, longest, dtype=torch.bool).tril()
+        text[:, longest:, :longest] = (torch.arange(longest) < lengths[:, None])[:, None, :]
+        text[:, longest:, longest:] = self.ancestors
+        if self.window is None:
+            return self._additive(seen)
+        keys = torch.cat([torch.arange(before).repeat(rows, 1), positions], dim=1)
+        near = positions[:, :, None] - keys[:, None, :] < self.window
+        if self.layer_types is None:
+            return self._additive(seen & near)
+        return {name: self._additive(seen & near if windowed else seen) for name, windowed in self.layer_types.items()}
+
+    def _additive(self, seen: torch.Tensor) -> torch.Tensor:
+        dtype = self.model.get_input_embeddings().weight.dtype
+        mask = torch.zeros(seen.shape, dtype=dtype)
+        return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None].to(self.device)
+
+
+class ChainPass:
+    """One plain causal row per prompt and chain of the tree: the model builds its own masks and positions.
+
+    Rows are padded on the right, where a causal model never looks. With answers of one token this is the prompt alone.
+    """
+
+    def __init__(
+        self, model: Any, tree: AnswerTree, prefix: SharedPrefix | None = None, *, narrow: bool = True
+    ) -> None:
+        self.model, self.tree, self.prefix, self.narrow = model, tree, prefix, narrow
+        self.device = model.get_input_embeddings().weight.device
+        self.chains = tree.chains()
+        self.seen_at = _first_visits(self.chains, tree.fed)
+
+    def cost(self, lengths: np.ndarray) -> np.ndarray:
+        return (lengths + max(map(len, self.chains))) * len(self.chains)
+
+    def logits(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
+        tails = [self.tree.tokens[[node - 1 for node in chain]] for chain in self.chains]
+        sequences = [np.concatenate([prompt, tail]) for prompt in prompts for tail in tails]
+        ids = _padded(sequences)
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        chain, depth = (torch.tensor(part) for part in zip(*self.seen_at, strict=True))
+        rows = torch.arange(len(prompts))[:, None] * len(self.chains) + chain
+        inputs: dict[str, Any] = {"input_ids": ids.to(self.device), "use_cache": False}
+        if self.prefix is not None:
+            inputs |= {"past_key_values": self.prefix.cache(), "use_cache": True}
+        return read_logits(self.model, rows, lengths[:, None] - 1 + depth, narrow=self.narrow, **inputs)
+
+
+class ForestPass:
+    """Encoder-decoder: the chains of the tree side by side in one decoder row, each after its own start token.
+
+    Right where a token's bias depends on how far back it looks (T5), wrong with positions counted from the row's
+    start: the engine's check tells.
+    """
+
+    def __init__(self, model: Any, tree: AnswerTree, start_id: int, *, narrow: bool = True) -> None:
+        self.model, self.tree, self.start_id, self.narrow = model, tree, start_id, narrow
+        self.device = model.get_input_embeddings().weight.device
+        self.chains = tree.chains()
+        self.seen_at = _first_visits(self.chains, tree.fed)
+        self.sizes = [1 + len(chain) for chain in self.chains]
+
+    def cost(self, lengths: np.ndarray) -> np.ndarray:
+        return lengths + sum(self.sizes)
+
+    def logits(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
+        texts, present = _padded(prompts), _present(prompts)
+        row = [self.start_id]
+        for at, chain in enumerate(self.chains):
+            row += [self.start_id] * bool(at) + [int(self.tree.tokens[node - 1]) for node in chain]
+        blocks = [torch.ones(size, size, dtype=torch.bool).tril() for size in self.sizes]
+        dtype = self.model.get_input_embeddings().weight.dtype
+        hidden = ~torch.block_diag(*blocks).bool()
+        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
+        starts = np.cumsum([0, *self.sizes])
+        columns = torch.tensor([int(starts[chain]) + depth for chain, depth in self.seen_at]).repeat(len(prompts), 1)
+        return read_logits(
+            self.model,
+            torch.arange(len(prompts))[:, None].expand_as(columns),
+            columns,
+            narrow=self.narrow,
+            input_ids=texts.to(self.device),
+            attention_mask=present.to(self.device),
+            decoder_input_ids=torch.tensor(row).repeat(len(prompts), 1).to(self.device),
+            decoder_attention_mask=mask.repeat(len(prompts), 1, 1, 1).to(self.device),
+            use_cache=False,
+        )
+
+
+class DecoderPass:
+    """Encoder-decoder: encoder once per prompt, then one plain decoder row per chain."""
+
+    def __init__(self, model: Any, tree: AnswerTree, start_id: int, *, narrow: bool = True) -> None:
+        self.model, self.tree, self.start_id, self.narrow = model, tree, start_id, narrow
+        self.device = model.get_input_embeddings().weight.device
+        self.chains = tree.chains()
+        self.seen_at = _first_visits(self.chains, tree.fed)
+
+    def cost(self, lengths: np.ndarray) -> np.ndarray:
+        return (lengths + 1 + max(map(len, self.chains))) * len(self.chains)
+
+    def logits(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
+        texts, present = _padded(prompts).to(self.device), _present(prompts).to(self.device)
+        encoded = self.model.get_encoder()(input_ids=texts, attention_mask=present)
+        count = len(self.chains)
+        encoded.last_hidden_state = encoded.last_hidden_state.repeat_interleave(count, dim=0)
+        rows = [np.array([self.start_id, *self.tree.tokens[[node - 1 for node in chain]]]) for chain in self.chains]
+        chain, depth = (torch.tensor(part) for part in zip(*self.seen_at, strict=True))
+        positions = torch.arange(len(prompts))[:, None] * count + chain
+        return read_logits(
+            self.model,
+            positions,
+            depth.repeat(len(prompts), 1),
+            narrow=self.narrow,
+            encoder_outputs=encoded,
+            attention_mask=present.repeat_interleave(count, dim=0),
+            decoder_input_ids=_padded(rows).repeat(len(prompts), 1).to(self.device),
+            use_cache=False,
+        )
+
+
+def _first_visits(chains: list[list[int]], fed: int) -> list[tuple[int, int]]:
+    """For the root and node 1..n: (the first chain that visits it, its depth there)."""
+    visits = {0: (0, 0)}
+    for at, chain in enumerate(chains):
+        for depth, node in enumerate(chain, start=1):
+            visits.setdefault(node, (at, depth))
+    return [visits[node] for node in range(fed + 1)]
+
+
+def _padded(sequences: Sequence[np.ndarray]) -> torch.Tensor:
+    """(B, T) int64, padded on the right with id 0, which nothing that is read ever sees."""
+    ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.as_tensor(np.asarray(sequence, dtype=np.int64))
+    return ids
+
+
+def _present(sequences: Sequence[np.ndarray]) -> torch.Tensor:
+    """(B, T) 1 where a token stands, 0 for padding: by length, never by id (a pad id may occur in a text)."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    return (torch.arange(int(lengths.max())) < lengths[:, None]).long()

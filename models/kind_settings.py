@@ -1,0 +1,102 @@
+"""The settings of the two groups that come in kinds: what is asked about (task) and what answers (model).
+
+Part of the schema in models.settings: `task.name` and `model.kind` say which fields the group has. A new kind is a
+dataclass here, an entry in its registry, and a YAML file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from models.choices import one_of, within
+
+HEADS = ("joint", "siamese")
+QUANTIZATIONS = ("none", "nf4")
+AUTO = "auto"
+
+
+@dataclass
+class TaskSettings:
+    """Where the rows are and how a row is read. Paths are relative to the folder the command runs in."""
+
+    name: str  # a key of TASK_KINDS: it says which of them the other fields are
+
+
+@dataclass
+class ArenaTask(TaskSettings):
+    """Two chat answers: which of them wins, or a tie."""
+
+    train_csv: str
+    test_csv: str
+    sample_csv: str | None  # None: sample_submission.csv beside test_csv, where it exists
+    votes_csv: str | None  # id, votes_a, votes_b, votes_tie: soft labels
+    on_bad_row: str  # refuse or skip
+    budget_tokens: int
+    prompt_share: float  # of the budget, at most, while an answer still needs room
+
+    def __post_init__(self) -> None:
+        one_of("task.on_bad_row", self.on_bad_row, ("refuse", "skip"))
+        within("task.prompt_share", self.prompt_share, 0.0, 0.9)
+
+
+@dataclass
+class TextTask(TaskSettings):
+    """Rows of any table with a text column.
+
+    id_column, label_column: a column; auto: the column `id` or `label` where the file has it; None: none, and rows are
+    numbered from 0.
+    """
+
+    input_csv: str
+    id_column: str | None
+    text_column: str
+    label_column: str | None
+    keep_columns: list[str]  # carried over into the output
+
+    def with_columns(self, columns: list[str]) -> TextTask:
+        """This task with `auto` settled by a file's columns."""
+        found = {name: name if name in columns else None for name in ("id", "label")}
+        return replace(
+            self,
+            id_column=found["id"] if self.id_column == AUTO else self.id_column,
+            label_column=found["label"] if self.label_column == AUTO else self.label_column,
+        )
+
+
+@dataclass
+class ModelSettings:
+    """The network that reads a row."""
+
+    kind: str  # a key of MODEL_KINDS: it says which of them the other fields are
+    name: str  # a local folder, package:NAME/folder, or a hub name
+
+
+@dataclass
+class EncoderModel(ModelSettings):
+    """A network with a head of one output per label, to be fine-tuned."""
+
+    head: str
+    dropout: float | None  # None keeps the model's own
+    pair_features: bool  # siamese: the structural features stand beside the text
+    frozen_layers: int  # 0: all train; n >= 1: the embeddings and the lowest n - 1 layers stay
+
+    def __post_init__(self) -> None:
+        one_of("model.head", self.head, HEADS)
+        if self.dropout is not None:
+            within("model.dropout", self.dropout, 0.0, 0.9)
+        if self.pair_features and self.head != "siamese":
+            raise ValueError("model.pair_features=true needs model.head=siamese: the joint head reads text only.")
+
+
+@dataclass
+class LanguageModel(ModelSettings):
+    """A network that continues a text; its next-token probabilities are the answer."""
+
+    quantization: str  # nf4: weights in 4 bits, a quarter of fp16's memory
+
+    def __post_init__(self) -> None:
+        one_of("model.quantization", self.quantization, QUANTIZATIONS)
+
+
+TASK_KINDS: dict[str, type[TaskSettings]] = {"arena": ArenaTask, "text": TextTask}
+MODEL_KINDS: dict[str, type[ModelSettings]] = {"encoder": EncoderModel, "causal": LanguageModel}

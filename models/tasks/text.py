@@ -1,0 +1,284 @@
+"""The text task: rows of any table with a text column, streamed, and the prompt template whose fields they fill.
+
+Knows columns and labels; no tokenizer, no network.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from models.tasks.seen import SeenTexts
+from models.tasks.table_rows import Head, Nested
+from models.tasks.tables import Table, offer_closest, read_head, require_names, stream_table
+
+TEXT_FIELD = "text"  # the template's field that stands for the text column, whatever the column is called
+ID_COLUMN, LABEL_COLUMN = "id", "label"  # of the output
+
+_BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+def template_pieces(template: str) -> list[tuple[bool, str]]:
+    """The template in its order: (False, literal text) and (True, name of a field).
+
+        template_pieces("Rate {{0-9}}: {text}")   [(False, "Rate {0-9}: "), (True, "text")]
+
+    A name is all that stands between its braces, so it may hold blanks and dots. Refuses what str.format would take
+    for something else ({}, {0}, {text!r}, {text:>9}), and a brace without its partner.
+    """
+    pieces: list[tuple[bool, str]] = []
+    literal, end = "", 0
+    for found in _BRACES.finditer(template):
+        literal += template[end : found.start()]
+        end = found.end()
+        if found[0] in ("{{", "}}"):
+            literal += found[0][0]
+            continue
+        _check_field(found[0], found[1], found.start())
+        pieces += [(False, literal)] * bool(literal) + [(True, found[1])]
+        literal = ""
+    literal += template[end:]
+    return pieces + [(False, literal)] * bool(literal)
+
+
+def template_fields(template: str) -> tuple[str, ...]:
+    """The names of the template's fields, each once, in the order in which they first stand."""
+    return tuple(dict.fromkeys(text for is_field, text in template_pieces(template) if is_field))
+
+
+def _check_field(written: str, name: str | None, position: int) -> None:
+    where = f"question.prompt has {written!r} at character {position + 1}"
+    if name is None:
+        raise ValueError(f"{where} without its partner. Write {{{{ and }}}} for braces that are text.")
+    if not name.strip():
+        raise ValueError(f"{where}, which names no column. Write its name between the braces, such as {{text}}.")
+    if name.isdigit():
+        raise ValueError(f"{where}: fields have names, not numbers. Write the column's name, such as {{text}}.")
+    if "!" in name or ":" in name:
+        raise ValueError(
+            f"{where}: a text is put in as it is, without a format. Write {{{re.split('[!:]', name)[0]}}}, or rename "
+            "the column if this is its name; double the braces if they are text."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TextRow:
+    """One row: the texts that fill the template's fields, and what is carried into the output.
+
+    fields: field of the template -> text, "" where the cell is. label: None where unknown. kept: column -> cell as
+    text (a list as its JSON), None where there is none. place: where the row stands, for an error. mended: a text had
+    halves of surrogate pairs, which no tokenizer and no output file takes: two that meet were joined, one alone is
+    U+FFFD.
+    """
+
+    id: str
+    fields: dict[str, str]
+    label: str | None
+    kept: dict[str, str | None]
+    place: str
+    mended: bool = False
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What reading every row once has found. empty: rows with no text in any field. unlabelled: label unknown."""
+
+    rows: int
+    empty: int
+    unlabelled: int
+    mended: int
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """A table file's rows, chunk_rows at a time, read anew at every pass; made by `open_rows`, which checks the names.
+
+    field_columns: field of the template -> column. id_column: None numbers the rows from 0.
+    """
+
+    path: Path
+    field_columns: Mapping[str, str]
+    id_column: str | None
+    label_column: str | None
+    keep_columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    chunk_rows: int
+
+    def chunks(self) -> Iterator[tuple[int, list[TextRow]]]:
+        """(number of the chunk from 0, its rows), in the file's order; holds one chunk, and 8 bytes a row of ids.
+
+        Refuses, with its place, a row whose text is missing or is none, whose label is not one of the labels, or
+        whose id is missing or stood before.
+        """
+        named = (*self.field_columns.values(), self.id_column, self.label_column, *self.keep_columns)
+        columns = list(dict.fromkeys(name for name in named if name is not None))
+        seen = SeenTexts()
+        for number, table in enumerate(stream_table(self.path, self.chunk_rows, columns)):
+            rows = self._rows(table)
+            if self.id_column is not None:
+                for at in seen.add([row.id for row in rows]):
+                    self._refuse_repeated(rows[at])
+            yield number, rows
+
+    def survey(self) -> Survey:
+        """Reads every row once and keeps none: all that `chunks` refuses is found before a model is loaded."""
+        rows = empty = unlabelled = mended = 0
+        for _, chunk in self.chunks():
+            rows += len(chunk)
+            empty += sum(not any(row.fields.values()) for row in chunk)
+            unlabelled += sum(row.label is None for row in chunk)
+            mended += sum(row.mended for row in chunk)
+        return Survey(rows, empty, unlabelled, mended)
+
+    def _rows(self, table: Table) -> list[TextRow]:
+        cells = {str(name): table.frame[name].tolist() for name in table.frame.columns}
+        return [self._row(table, cells, at) for at in range(len(table.frame))]
+
+    def _row(self, table: Table, cells: Mapping[str, Sequence[Any]], at: int) -> TextRow:
+        place = table.place(at)
+        fields = {name: _text(cells[column][at], place, column) for name, column in self.field_columns.items()}
+        row_id = str(table.first + at)
+        if self.id_column is not None:
+            row_id = _id(cells[self.id_column][at], place, self.id_column)
+        label = None
+        if self.label_column is not None:
+            label = self._label(cells[self.label_column][at], place)
+        kept = {column: _kept(cells[column][at]) for column in self.keep_columns}
+        row = TextRow(row_id, fields, label, kept, place)
+        texts = (*fields.values(), *kept.values())
+        return row if all(text is None or text.isascii() for text in texts) else _mended(row)
+
+    def _label(self, cell: Any, place: str) -> str | None:
+        if cell is None or cell == "":
+            return None
+        if cell not in self.labels:
+            raise ValueError(
+                f"{place}: {self.label_column} is {cell!r}, expected one of {', '.join(self.labels)}"
+                f"{offer_closest(str(cell), self.labels)}. Mend the cell, or empty it where the label is unknown."
+            )
+        return str(cell)
+
+    def _refuse_repeated(self, row: TextRow) -> None:
+        """Refuses the row if an earlier one has its id: a second look, since equal digests may be chance."""
+        assert self.id_column is not None
+        for table in stream_table(self.path, self.chunk_rows, [self.id_column]):
+            for at, cell in enumerate(table.frame[self.id_column]):
+                if table.place(at) == row.place:
+                    return
+                if _id(cell, "", self.id_column) == row.id:
+                    raise ValueError(
+                        f"{row.place}: {self.id_column} {row.id!r} stands already in {table.place(at)}. Give each row "
+                        "its own, or let rows be numbered: task.id_column=null."
+                    )
+
+
+def open_rows(
+    path: str | Path,
+    *,
+    fields: Sequence[str],
+    text_column: str,
+    id_column: str | None = None,
+    label_column: str | None = None,
+    keep_columns: Sequence[str] = (),
+    labels: Sequence[str],
+    written_columns: Sequence[str] = (),
+    chunk_rows: int,
+) -> RowSource:
+    """The rows of a table file, once its head and its first row show that they can be read.
+
+    fields: of the prompt template; `text` stands for text_column, any other for the column of its name.
+    written_columns: what the output will hold beside id, label and the kept columns.
+    Refuses a template without fields, a missing column (naming the closest), an id column of floats, a kept column
+    that stands in the output anyway, an input that has one of written_columns already, a file without rows.
+    """
+    path = Path(path)
+    if not fields:
+        raise ValueError(
+            "question.prompt is a template without {text}: every row would get the same answer. "
+            "Put {text} where the row's text belongs."
+        )
+    field_columns = {name: text_column if name == TEXT_FIELD else name for name in fields}
+    head = read_head(path)
+    _require(path, head, field_columns, id_column, label_column, keep_columns)
+    if id_column in head.float_columns:
+        raise ValueError(
+            f"{path}: column '{id_column}' holds numbers with a decimal point, which do not keep long ids whole. "
+            "Write the ids as text or whole numbers."
+        )
+    taken = {ID_COLUMN, *written_columns} | ({LABEL_COLUMN} if label_column is not None else set())
+    _refuse_clash(path, head, keep_columns, taken, written_columns)
+    source = RowSource(
+        path, field_columns, id_column, label_column, tuple(keep_columns), tuple(labels), chunk_rows=chunk_rows
+    )
+    if next(stream_table(path, 1), None) is None:
+        raise ValueError(f"{path} has no rows to read: nothing below the header. Give a file with at least one row.")
+    return source
+
+
+def _require(
+    path: Path,
+    head: Head,
+    field_columns: Mapping[str, str],
+    id_column: str | None,
+    label_column: str | None,
+    keep_columns: Sequence[str],
+) -> None:
+    for name, column in field_columns.items():
+        setting = "task.text_column" if name == TEXT_FIELD else "question.prompt"
+        require_names(path, head.columns, [column], f"Mend {setting}.")
+    for setting, named in (("task.id_column", id_column), ("task.label_column", label_column)):
+        if named is not None:
+            require_names(path, head.columns, [named], f"Mend {setting}, or set it to null.")
+    require_names(path, head.columns, keep_columns, "Mend task.keep_columns.")
+
+
+def _refuse_clash(
+    path: Path, head: Head, keep_columns: Sequence[str], taken: set[str], written_columns: Sequence[str]
+) -> None:
+    there = [name for name in written_columns if name in head.columns]
+    if there:
+        raise ValueError(
+            f"{path} already has a column {', '.join(there)}, which the output would write. Rename it, or drop it."
+        )
+    for name in keep_columns:
+        if name in taken:
+            raise ValueError(f"task.keep_columns names '{name}', which the output has anyway. Leave it out there.")
+        if list(keep_columns).count(name) > 1:
+            raise ValueError(f"task.keep_columns names '{name}' twice. Name it once.")
+
+
+def _text(cell: Any, place: str, column: str) -> str:
+    if cell is None:
+        raise ValueError(f"{place}: {column} is missing. Fill the cell (an empty text may be), or drop the row.")
+    if not isinstance(cell, str) or isinstance(cell, Nested):
+        raise ValueError(f"{place}: {column} is {str(cell)[:40]!r}, expected text. Name a column of texts.")
+    return cell
+
+
+def _id(cell: Any, place: str, column: str) -> str:
+    if cell is None or cell == "":
+        raise ValueError(f"{place}: {column} is empty. Give the row one, or let rows be numbered: task.id_column=null.")
+    return _mend(_text(cell, place, column))
+
+
+def _kept(cell: Any) -> str | None:
+    if cell is None or isinstance(cell, str):
+        return None if cell is None else str(cell)
+    return json.dumps(cell, ensure_ascii=False, default=str)
+
+
+def _mended(row: TextRow) -> TextRow:
+    fields = {name: _mend(text) for name, text in row.fields.items()}
+    kept = {name: None if text is None else _mend(text) for name, text in row.kept.items()}
+    if fields == row.fields and kept == row.kept:
+        return row
+    return replace(row, fields=fields, kept=kept, mended=True)
+
+
+def _mend(text: str) -> str:
+    # Through UTF-16, where the halves of a pair are its character. The arena's cells are mended likewise.
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
