@@ -6,7 +6,9 @@ Knows chunks and frames; what a row is and how it is read are handed in.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from tqdm.auto import tqdm
 
 from infer.logs import log
 from infer.parts import Parts
+from infer.predictions import OTHER_COLUMN
 from infer.ranks import is_main, wait_for_all, world_size
 
 if TYPE_CHECKING:
@@ -22,19 +25,30 @@ if TYPE_CHECKING:
 
 P, LOG_P = "p_", "logp_"
 
+Read = Callable[["LabelReader", int, Sequence[Any]], tuple[pd.DataFrame, Mapping[str, Any]]]
+
+
+@contextmanager
+def open_parts(output: Path, identity: Mapping[str, Any], schema: Any) -> Iterator[Parts]:
+    """The parts of an output in every process, the main one's first: it checks, locks and makes the folder."""
+    parts = Parts(output, identity, schema) if is_main() else None
+    wait_for_all()
+    with parts or Parts(output, identity, schema, main=False) as opened:
+        yield opened
+
 
 def fill_parts(
     parts: Parts,
     chunks: Iterable[tuple[int, Sequence[Any]]],
     reader: Callable[[], LabelReader],
-    read: Callable[[LabelReader, Sequence[Any]], tuple[pd.DataFrame, Mapping[str, Any]]],
+    read: Read,
     *,
     rows: int,
 ) -> int:
-    """Write the part of every chunk that is not there yet; the number of chunks.
+    """Write the part of every chunk that is not there yet; the number of chunks, once every process is done.
 
-    reader: loads the model; not called where every part is there. read: (reader, a chunk's rows) -> its frame and the
-    extras kept beside it. rows: of all chunks, for the progress bar.
+    reader: loads the model; not called where every part is there. read: (reader, number of the chunk, its rows) -> its
+    frame and the extras kept beside it. rows: of all chunks, for the progress bar.
     """
     loaded: LabelReader | None = None
     count, done, kept, started = 0, 0, 0, time.monotonic()
@@ -44,7 +58,7 @@ def fill_parts(
             if parts.todo(number):
                 if loaded is None:
                     loaded, started = reader(), time.monotonic()
-                parts.write(number, *read(loaded, chunk))
+                parts.write(number, *read(loaded, number, chunk))
                 done += len(chunk)
             elif world_size() == 1:
                 kept += len(chunk)
@@ -61,25 +75,31 @@ def fill_parts(
 
 def probability_columns(labels: Sequence[str], *, spread: bool) -> list[str]:
     """Names of the columns a reading fills, in the output's order."""
-    named = [*(P + label for label in labels), "p_other", "predicted", "confidence"]
+    named = [*(P + label for label in labels), OTHER_COLUMN, "predicted", "confidence"]
     return [*named, *(["spread"] if spread else []), *(LOG_P + label for label in labels), "cut_share"]
 
 
-def probability_frame(reading: LabelReading, labels: Sequence[str], probs: Any) -> pd.DataFrame:
-    """The columns of probability_columns; empty cells where the model's numbers are not finite.
+def probability_frame(reading: LabelReading, labels: Sequence[str], probs: np.ndarray) -> pd.DataFrame:
+    """The columns of probability_columns; only cut_share and what is finite of logp_ where the row has no answer.
 
-    probs: (N, L), what stands in the p_ columns (calibrated, say); logp_ columns are always raw.
+    probs: (N, L), what stands in the p_ columns (calibrated, say); a row of NaN has no answer. logp_ is always raw.
     """
-    finite = np.isfinite(reading.log_probs).all(axis=1)
+    probs = np.asarray(probs, dtype=np.float32)  # as they are kept: the likeliest label is that of the numbers shown
+    answered = np.isfinite(probs).all(axis=1)
     columns: dict[str, Any] = {P + label: probs[:, at] for at, label in enumerate(labels)}
-    columns["p_other"] = reading.other
-    columns["predicted"] = [labels[int(row.argmax())] if ok else None for row, ok in zip(probs, finite, strict=True)]
+    columns[OTHER_COLUMN] = np.where(answered, reading.other, np.nan)
+    columns["predicted"] = np.where(answered, np.array(labels, dtype=object)[probs.argmax(axis=1)], None)
     columns["confidence"] = probs.max(axis=1)
     if reading.spread is not None:
         columns["spread"] = reading.spread
     columns |= {LOG_P + label: reading.log_probs[:, at] for at, label in enumerate(labels)}
     columns["cut_share"] = reading.cut_share
     return pd.DataFrame(columns)
+
+
+def kept_strays(reading: LabelReading) -> dict[str, float]:
+    """What of a reading's strays is kept beside its part, {token's text: probability summed over the chunk's rows}."""
+    return {text: round(prob, 6) for text, prob in reading.strays.items()}
 
 
 def part_schema(strings: Sequence[str], columns: Sequence[str]) -> Any:

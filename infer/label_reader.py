@@ -121,10 +121,14 @@ class LabelReader:
         spread = (shares.max(axis=0) - shares.min(axis=0)).max(axis=1) if len(parts) > 1 and len(rows) else None
         return LabelReading(log_probs, cut_share, spread, self._spelt(strays))
 
+    @property
+    def fields(self) -> list[str]:
+        """The template's fields that a row fills, each once."""
+        return list(dict.fromkeys(part for part in self.arrangements[0].template.parts if isinstance(part, str)))
+
     def read_content_free(self) -> np.ndarray:
         """(3, L) raw log-probabilities of texts without content, for contextual calibration."""
-        fields = [part for part in self.arrangements[0].template.parts if isinstance(part, str)]
-        return self.read([dict.fromkeys(fields, text) for text in CONTENT_FREE]).log_probs
+        return self.read([dict.fromkeys(self.fields, text) for text in CONTENT_FREE]).log_probs
 
     def read_premise(self) -> np.ndarray:
         """(1, L) raw log-probabilities behind the prompt's last words alone ("\\nSentiment:"), for PMI.
@@ -134,8 +138,7 @@ class LabelReader:
         parts = self.arrangements[0].template.parts
         last = parts[-1]
         if self.chat or self.seq2seq or isinstance(last, str) or len(self.arrangements) > 1:
-            fields = [part for part in parts if isinstance(part, str)]
-            return self.read([dict.fromkeys(fields, "")]).log_probs
+            return self.read([dict.fromkeys(self.fields, "")]).log_probs
         arrangement = self.arrangements[0]
         reading = read_answers(self.engine, arrangement.answers, self.encoder.encode([(last,)]))
         return sum_spellings(reading, arrangement.owners, len(self.labels), ended=self.ended)
@@ -175,8 +178,7 @@ class LabelReader:
     def check(self) -> None:
         """The checks that need the tokenizer but no forward pass, on a row of empty fields."""
         for number, arrangement in enumerate(self.arrangements):
-            fields = [part for part in arrangement.template.parts if isinstance(part, str)]
-            encoded = self.encoder.encode([arrangement.template.fill(dict.fromkeys(fields, "x"))])[0]
+            encoded = self.encoder.encode([arrangement.template.fill(dict.fromkeys(self.fields, "x"))])[0]
             self.encoder.fit(encoded, self.max_tokens - arrangement.answers.most_tokens)
             self._check(number, [arrangement.answers.follow(encoded)[1]])
 

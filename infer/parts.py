@@ -161,17 +161,15 @@ class Parts:
     def _take_folder(self) -> None:
         path = self.folder / "identity.json"
         found = identity_in(path)
-        if found is None and any(self.folder.glob("part-*")):
-            found = {}
-        if found is not None and found != self.identity:
-            self.close()
-            raise ValueError(
-                f"{self.folder} holds the unfinished output of another run; they differ in "
-                f"{differences(found, self.identity)}. Run that one again to finish it, delete the folder, or name "
-                "another output."
-            )
-        if found is None:
-            write_json(path, {"identity": self.identity})
+        if found != self.identity:
+            if any(self.folder.glob("part-*")):
+                self.close()
+                raise ValueError(
+                    f"{self.folder} holds the unfinished output of another run; they differ in "
+                    f"{differences(found or {}, self.identity)}. Run that one again to finish it, delete the folder, "
+                    "or name another output."
+                )
+            write_json(path, {"identity": self.identity})  # without parts it is a run that was refused: nothing is lost
         for name in (self.output.name, _beside(self.output, ".json").name):  # what a kill while merging left behind
             for leftover in self.output.parent.glob(f".tmp-{'?' * 32}-{escape(name)}"):
                 leftover.unlink()

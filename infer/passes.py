@@ -3,12 +3,10 @@
 Every pass is the model's own forward: softcaps, scales and biases of its head are its own affair. Only what reaches
 the head is chosen here, by a hook that hands it the hidden states of the nodes that are read. Knows token ids.
 
-    TreePass    prompt tokens, then the tree's nodes, one row per prompt, under a tree mask
-    ChainPass   one causal row per prompt and root-to-tip chain of the tree, no mask at all
-    ForestPass  encoder once per prompt; the chains side by side as one decoder row, under a block mask
-    DecoderPass encoder once per prompt; one decoder row per chain
+    TreePass    prompt tokens, then the tree's nodes, one row per prompt, under a tree mask: cheap
+    ChainPass   one causal row per prompt and root-to-tip chain of the tree, no mask at all: always right
 
-The first and third are cheaper, the second and fourth always right; `infer.engine` checks which may be used.
+`infer.plans` checks which may be used. Encoder-decoders have theirs in `infer.decoder_passes`.
 """
 
 from __future__ import annotations
@@ -197,7 +195,7 @@ class ChainPass:
         self.model, self.tree, self.prefix, self.narrow = model, tree, prefix, narrow
         self.device = model.get_input_embeddings().weight.device
         self.chains = tree.chains()
-        self.seen_at = _first_visits(self.chains, tree.fed)
+        self.seen_at = first_visits(self.chains, tree.fed)
 
     def cost(self, lengths: np.ndarray) -> np.ndarray:
         return (lengths + max(map(len, self.chains))) * len(self.chains)
@@ -205,7 +203,7 @@ class ChainPass:
     def logits(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
         tails = [self.tree.tokens[[node - 1 for node in chain]] for chain in self.chains]
         sequences = [np.concatenate([prompt, tail]) for prompt in prompts for tail in tails]
-        ids = _padded(sequences)
+        ids = padded(sequences)
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         chain, depth = (torch.tensor(part) for part in zip(*self.seen_at, strict=True))
         rows = torch.arange(len(prompts))[:, None] * len(self.chains) + chain
@@ -215,80 +213,7 @@ class ChainPass:
         return read_logits(self.model, rows, lengths[:, None] - 1 + depth, narrow=self.narrow, **inputs)
 
 
-class ForestPass:
-    """Encoder-decoder: the chains of the tree side by side in one decoder row, each after its own start token.
-
-    Right where a token's bias depends on how far back it looks (T5), wrong with positions counted from the row's
-    start: the engine's check tells.
-    """
-
-    def __init__(self, model: Any, tree: AnswerTree, start_id: int, *, narrow: bool = True) -> None:
-        self.model, self.tree, self.start_id, self.narrow = model, tree, start_id, narrow
-        self.device = model.get_input_embeddings().weight.device
-        self.chains = tree.chains()
-        self.seen_at = _first_visits(self.chains, tree.fed)
-        self.sizes = [1 + len(chain) for chain in self.chains]
-
-    def cost(self, lengths: np.ndarray) -> np.ndarray:
-        return lengths + sum(self.sizes)
-
-    def logits(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
-        texts, present = _padded(prompts), _present(prompts)
-        row = [self.start_id]
-        for at, chain in enumerate(self.chains):
-            row += [self.start_id] * bool(at) + [int(self.tree.tokens[node - 1]) for node in chain]
-        blocks = [torch.ones(size, size, dtype=torch.bool).tril() for size in self.sizes]
-        dtype = self.model.get_input_embeddings().weight.dtype
-        hidden = ~torch.block_diag(*blocks).bool()
-        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
-        starts = np.cumsum([0, *self.sizes])
-        columns = torch.tensor([int(starts[chain]) + depth for chain, depth in self.seen_at]).repeat(len(prompts), 1)
-        return read_logits(
-            self.model,
-            torch.arange(len(prompts))[:, None].expand_as(columns),
-            columns,
-            narrow=self.narrow,
-            input_ids=texts.to(self.device),
-            attention_mask=present.to(self.device),
-            decoder_input_ids=torch.tensor(row).repeat(len(prompts), 1).to(self.device),
-            decoder_attention_mask=mask.repeat(len(prompts), 1, 1, 1).to(self.device),
-            use_cache=False,
-        )
-
-
-class DecoderPass:
-    """Encoder-decoder: encoder once per prompt, then one plain decoder row per chain."""
-
-    def __init__(self, model: Any, tree: AnswerTree, start_id: int, *, narrow: bool = True) -> None:
-        self.model, self.tree, self.start_id, self.narrow = model, tree, start_id, narrow
-        self.device = model.get_input_embeddings().weight.device
-        self.chains = tree.chains()
-        self.seen_at = _first_visits(self.chains, tree.fed)
-
-    def cost(self, lengths: np.ndarray) -> np.ndarray:
-        return (lengths + 1 + max(map(len, self.chains))) * len(self.chains)
-
-    def logits(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
-        texts, present = _padded(prompts).to(self.device), _present(prompts).to(self.device)
-        encoded = self.model.get_encoder()(input_ids=texts, attention_mask=present)
-        count = len(self.chains)
-        encoded.last_hidden_state = encoded.last_hidden_state.repeat_interleave(count, dim=0)
-        rows = [np.array([self.start_id, *self.tree.tokens[[node - 1 for node in chain]]]) for chain in self.chains]
-        chain, depth = (torch.tensor(part) for part in zip(*self.seen_at, strict=True))
-        positions = torch.arange(len(prompts))[:, None] * count + chain
-        return read_logits(
-            self.model,
-            positions,
-            depth.repeat(len(prompts), 1),
-            narrow=self.narrow,
-            encoder_outputs=encoded,
-            attention_mask=present.repeat_interleave(count, dim=0),
-            decoder_input_ids=_padded(rows).repeat(len(prompts), 1).to(self.device),
-            use_cache=False,
-        )
-
-
-def _first_visits(chains: list[list[int]], fed: int) -> list[tuple[int, int]]:
+def first_visits(chains: list[list[int]], fed: int) -> list[tuple[int, int]]:
     """For the root and node 1..n: (the first chain that visits it, its depth there)."""
     visits = {0: (0, 0)}
     for at, chain in enumerate(chains):
@@ -297,15 +222,9 @@ def _first_visits(chains: list[list[int]], fed: int) -> list[tuple[int, int]]:
     return [visits[node] for node in range(fed + 1)]
 
 
-def _padded(sequences: Sequence[np.ndarray]) -> torch.Tensor:
+def padded(sequences: Sequence[np.ndarray]) -> torch.Tensor:
     """(B, T) int64, padded on the right with id 0, which nothing that is read ever sees."""
     ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = torch.as_tensor(np.asarray(sequence, dtype=np.int64))
     return ids
-
-
-def _present(sequences: Sequence[np.ndarray]) -> torch.Tensor:
-    """(B, T) 1 where a token stands, 0 for padding: by length, never by id (a pad id may occur in a text)."""
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    return (torch.arange(int(lengths.max())) < lengths[:, None]).long()

@@ -28,9 +28,11 @@ def world_size() -> int:
 
 def rank_state() -> Any:
     """accelerate's view of the launch; whoever asks first opens the process group, so everyone asks here."""
+    import torch
     from accelerate import PartialState
 
-    return PartialState(timeout=timedelta(seconds=RANK_WAIT_S))
+    # Without cpu=True each of several processes on a CPU takes itself for the only one (trap T5).
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=RANK_WAIT_S))
 
 
 def is_main() -> bool:
@@ -41,6 +43,13 @@ def is_main() -> bool:
 def wait_for_all() -> None:
     """Return when every process has come here."""
     rank_state().wait_for_everyone()
+
+
+def from_main(value: Any) -> Any:
+    """The main process's value, in every process: for what is looked up on a disk that others are about to change."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0] if rank_state().num_processes > 1 else value
 
 
 def over_ranks(order: np.ndarray, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

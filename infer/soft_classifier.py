@@ -25,6 +25,8 @@ from infer.label_reader import LabelReader, LabelReading
 from infer.predictions import Predictions
 from models.engine_settings import QuestionSettings
 
+NOT_ASKED = ("model", "calibrator", "progress")  # parameters that change nothing in how the question is put
+
 
 class SoftClassifier(ClassifierMixin, BaseEstimator):
     """Reads the probability of every label from the next-token logits of a local language model. Learns nothing.
@@ -94,7 +96,7 @@ class SoftClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """(N, L) float32, rows sum to one over the label set, columns in the order of `labels`."""
-        return np.array(self.predict(X).probs)
+        return self._answer(as_rows(X))[0].astype(np.float32)
 
     def predict(self, X: Any) -> Predictions:
         """The table of the rows: probs (N, L), other (N,), labels, ids; as an array, the likeliest label of each row.
@@ -103,26 +105,27 @@ class SoftClassifier(ClassifierMixin, BaseEstimator):
         Raises ValueError for a row that the model could not compute in its precision.
         """
         rows = as_rows(X)
-        reading = self.read(rows)
-        reader = self._ready()
-        calibrator = self._calibrator(reader)
-        probs = reading.probs() if calibrator is None else calibrator.apply(reading.log_probs)
+        probs, reading = self._answer(rows)
+        labels = tuple(self.labels)
         return Predictions(
             ids=np.array(_ids(rows), dtype=object),
-            labels=reader.labels,
+            labels=labels,
             probs=probs,
             other=reading.other,
-            truth=_truth(rows, reader.labels),
+            truth=_truth(rows, labels),
         )
 
     def log_probs(self, X: Any) -> np.ndarray:
         """(N, L) float64: natural logarithms of each label's mass, not normalised over the labels, not calibrated."""
         return self.read(as_rows(X)).log_probs
 
-    def read(self, rows: Sequence[Mapping[str, str]]) -> LabelReading:
+    def read(self, rows: Sequence[Mapping[str, Any]]) -> LabelReading:
         """Everything that was read of the rows, see infer.label_reader. Refuses rows that could not be computed."""
-        reading = self._ready().read(rows, progress=self.progress)
-        bad = np.flatnonzero(np.isnan(reading.log_probs).any(axis=1))
+        reader = self._ready()
+        fields = reader.fields
+        texts = [_texts(row, fields, number) for number, row in enumerate(rows)]
+        reading = reader.read(texts, progress=self.progress)
+        bad = np.flatnonzero(~np.isfinite(reading.probs()).all(axis=1))
         if len(bad):
             raise ValueError(
                 f"{len(bad)} rows have no finite logits, the first is row {bad[0]}. Use precision='fp32' (or 'bf16', "
@@ -130,27 +133,37 @@ class SoftClassifier(ClassifierMixin, BaseEstimator):
             )
         return reading
 
-    def _calibrator(self, reader: LabelReader) -> Calibrator | None:
-        given = self.calibrator
+    def _answer(self, rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, LabelReading]:
+        """((N, L) float64 probabilities, calibrated where there is a calibrator, and what they were made from)."""
+        if self.calibrator is None:
+            reading = self.read(rows)
+            return reading.probs(), reading
+        given, reader = self.calibrator, self._ready()
         calibrator = load_calibrator(given) if isinstance(given, str | Path) else given
-        if calibrator is not None:
-            calibrator.check(labels=reader.labels, identity=reader.identity)
-        return calibrator
+        calibrator.check(labels=reader.labels, identity=reader.identity)
+        reading = self.read(rows)
+        return calibrator.apply(reading.log_probs), reading
 
     def _ready(self) -> LabelReader:
         """The reader of the present parameters; checks the question before it loads the model."""
-        params = self.get_params(deep=False)
-        key = repr([id(value) if name == "model" else value for name, value in params.items()])
-        if getattr(self, "_reader", (None, None))[0] != key:
+        asked = {key: value for key, value in self.get_params(deep=False).items() if key not in NOT_ASKED}
+        model, key = self.model, repr(asked)
+        known = getattr(self, "_reader", None)
+        # The model itself is kept and compared: the number of a freed object may be given to another.
+        if (
+            known is None
+            or known[0] != key
+            or not (known[1] is model or (isinstance(model, str) and known[1] == model))
+        ):
             question = QuestionSettings(
                 prompt=self.prompt, system=self.system, examples=[dict(one) for one in self.examples],
                 labels=dict(self.labels), answers=self.answers, permutations=self.permutations,
                 answers_end=self.answers_end, chat=self.chat,
             )  # fmt: skip
-            loaded = self._load()
-            reader = LabelReader(loaded, question, budget_tokens=self.budget_tokens, max_tokens=self.max_tokens)
-            self._reader = (key, reader)
-        found: LabelReader = self._reader[1]
+            reader = LabelReader(self._load(), question, budget_tokens=self.budget_tokens, max_tokens=self.max_tokens)
+            reader.check()
+            self._reader = (key, model, reader)
+        found: LabelReader = self._reader[2]
         return found
 
     def _load(self) -> Any:
@@ -189,11 +202,14 @@ def _loaded(name: str, precision: str, quantization: str) -> Any:
 
 def _pair(model: Any, tokenizer: Any) -> Any:
     """A model that the caller loaded, known by its name, its type and a sum over its input embeddings."""
+    import torch
+
     from models.causal import LoadedModel
 
     weight = model.get_input_embeddings().weight
     name = str(getattr(model, "name_or_path", "") or type(model).__name__)
-    identity = {"name": name, "files": f"{float(weight.detach().double().sum()):.12g}", "precision": str(weight.dtype)[6:]}
+    mark = f"{float(weight.detach().sum(dtype=torch.float64)):.12g}"
+    identity = {"name": name, "files": mark, "precision": str(weight.dtype).removeprefix("torch.")}
     return LoadedModel(model, tokenizer, name, identity, f"{name}: given")
 
 
@@ -215,6 +231,26 @@ def as_rows(X: Any) -> list[Mapping[str, Any]]:
             )
         rows.append({"text": str(row)} if isinstance(row, str) else row)
     return rows
+
+
+def _texts(row: Mapping[str, Any], fields: Sequence[str], number: int) -> dict[str, str]:
+    """The texts of a row that fill the template's fields; numbers as they are written. Refuses a missing one."""
+    texts = {}
+    for name in fields:
+        if name not in row:
+            raise ValueError(
+                f"Row {number} has no field {name!r} that the prompt asks for; it has {', '.join(map(str, row))}. "
+                "Give rows with this field, or change the prompt."
+            )
+        value = row[name]
+        # NaN, which is how pandas writes a missing cell, is the number that does not equal itself.
+        if not isinstance(value, str) and not (isinstance(value, int | float | np.number) and value == value):
+            raise ValueError(
+                f"Row {number} has {name}={value!r} ({type(value).__name__}), expected a text. Fill missing texts or "
+                "drop the row."
+            )
+        texts[name] = str(value)
+    return texts
 
 
 def _ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -124,7 +124,20 @@ def read_tokenizer(source: Source, config: Any) -> Any:
     check_tokenizer(tokenizer, config.get_text_config(decoder=True).vocab_size)
     if tokenizer.is_fast:
         restore_nfkc(tokenizer)
+    if source.gguf is not None:
+        name_end_and_padding(tokenizer, config)
     return tokenizer
+
+
+def name_end_and_padding(tokenizer: Any, config: Any) -> None:
+    """Give a GGUF file's tokenizer the file's own EOS and padding.
+
+    transformers 5.17 says that SmolLM2 ends with its BOS: the mass of an answer's end would be another token's.
+    """
+    for kind in ("eos", "pad"):
+        number = getattr(config, f"{kind}_token_id", None)
+        if isinstance(number, int):
+            setattr(tokenizer, f"{kind}_token", tokenizer.convert_ids_to_tokens(number))
 
 
 def read_config(source: Source) -> Any:

@@ -177,6 +177,17 @@ def tiny_causal():
 
 
 @pytest.fixture(scope="session")
+def tiny_language_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a Llama of two layers and its tokenizer, as save_pretrained leaves them."""
+    from tiny_models import make_tokenizer, tiny_causal
+
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    tiny_causal("llama", 448).save_pretrained(folder)  # 48 rows of the head are no tokens
+    make_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def tiny_t5():
     """tiny_t5(vocab, tied=True, **changes): an encoder-decoder of two layers."""
     from tiny_models import tiny_t5

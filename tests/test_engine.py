@@ -1,4 +1,4 @@
-"""The engine gives what plain, unpadded, uncached passes give, whatever the model, the batch and the ideas switched off."""
+"""The engine gives what plain, unpadded, uncached passes give, for every model, batch and idea switched off."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_model_that_takes_no_mask_or_cache_is_found_out_and_still_read_right()
 
 def test_a_wrong_mask_would_be_seen_by_the_check() -> None:
     """The check must be able to fail: a pass that hides nothing from the nodes is not taken for the right one."""
-    from infer.engine import _agree
+    from infer.plans import agree
 
     model, tree = tiny_causal("llama", ROWS), build_tree([(5, 6, 7), (5, 8, 7), (9,)])
     prompts = prompts_of(2)
@@ -121,9 +121,9 @@ def test_a_wrong_mask_would_be_seen_by_the_check() -> None:
         right = torch.cat([ChainPass(model, tree).logits([prompt]) for prompt in prompts])
     way = TreePass(model, tree)
     with torch.no_grad():
-        assert _agree(way.logits(prompts), right, torch.float32)
+        assert agree(way.logits(prompts), right, torch.float32)
         way.ancestors = torch.ones_like(way.ancestors)
-        assert not _agree(way.logits(prompts), right, torch.float32)
+        assert not agree(way.logits(prompts), right, torch.float32)
 
 
 def test_the_head_runs_on_what_is_read_only() -> None:

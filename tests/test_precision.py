@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.precision import check_build, resolve_precision
+from models.precision import TORCH_NAMES, check_build, own_device, resolve_precision
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,37 @@ def test_precision_follows_the_device(asked: str, capability: tuple[int, int] | 
 def test_bf16_is_refused_where_it_would_be_emulated(capability: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=r"sm_80.*trainer\.precision=fp16"):
         resolve_precision("bf16", capability)
+
+
+@pytest.mark.parametrize(("asked", "capability"), [("fp16", None), ("bf16", (7, 5)), ("int8", None)])
+def test_a_refusal_names_the_setting_that_asked(asked: str, capability: tuple[int, int] | None) -> None:
+    with pytest.raises(ValueError, match=rf"engine\.precision='?{asked}"):
+        resolve_precision(asked, capability, "engine.precision")
+
+
+def test_every_precision_is_a_number_format_of_torch() -> None:
+    import torch
+
+    assert {getattr(torch, name).itemsize for name in TORCH_NAMES.values()} == {2, 4}
+
+
+@pytest.mark.parametrize(
+    ("rank", "gpus", "device"),
+    [(None, 4, "cuda:2"), ("1", 4, "cuda:1"), ("3", 1, "cuda:0"), ("1", 0, "cpu")],
+)
+def test_each_process_of_a_launch_takes_its_own_gpu(
+    rank: str | None, gpus: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 2)  # as somebody chose it in a notebook
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert own_device() == device
+    assert [f"cuda:{index}" for index in taken] == [device] * (gpus > 0)
 
 
 def test_fp16_on_a_cpu_is_refused_since_it_would_be_ignored() -> None:

@@ -6,6 +6,7 @@ Rebuilding it needs the source archive: set TIEBREAK_VADER_ARCHIVE to it. The sc
 import collections
 import csv
 import importlib
+import itertools
 import json
 import os
 import re
@@ -19,6 +20,11 @@ from models.tasks.cells import write_turns
 ROOT = Path(__file__).resolve().parents[1]
 ARENA = ROOT / "data" / "sample" / "arena"
 REVIEWS = ROOT / "data" / "sample" / "reviews" / "reviews.csv"
+PRODUCTS = ROOT / "data" / "sample" / "products" / "products.csv"
+CATEGORIES = [
+    "Home Furnishing", "Baby Care", "Watches", "Home Decor & Festive Needs", "Kitchen & Dining",
+    "Beauty and Personal Care", "Computers",
+]  # fmt: skip
 KAGGLE = ROOT.parent / "shared" / "data" / "arena_kaggle_sample"
 WINNERS = ["winner_model_a", "winner_model_b", "winner_tie"]
 TEXTS = ["prompt", "response_a", "response_b"]
@@ -157,6 +163,28 @@ def test_reviews_are_labelled_by_the_sign_of_their_mean() -> None:
     assert len({row["id"] for row in rows}) == 1000
 
 
+def test_products_are_twelve_short_listings_of_each_category() -> None:
+    rows = rows_of(PRODUCTS)
+    assert list(rows[0]) == ["id", "text", "label"]
+    assert [row["id"] for row in rows] == [str(number) for number in range(1, 85)]
+    assert collections.Counter(row["label"] for row in rows) == dict.fromkeys(CATEGORIES, 12)
+    assert len({row["text"].casefold() for row in rows}) == 84
+    assert all(8 <= len(row["text"].split()) <= 40 and row["text"].isascii() for row in rows)
+
+
+def test_products_stand_in_no_order_of_their_labels() -> None:
+    labels = [row["label"] for row in rows_of(PRODUCTS)]
+    repeats = sum(first == second for first, second in itertools.pairwise(labels))
+    assert repeats < 25  # 12 of 83 by chance; sorted rows would have 77
+    assert set(labels[:42]) == set(CATEGORIES)  # the first half already shows them all
+
+
+def test_no_product_says_its_category_in_full() -> None:
+    for row in rows_of(PRODUCTS):
+        if " " in row["label"]:
+            assert row["label"].casefold() not in row["text"].casefold()
+
+
 def test_readme_counts_are_the_files_counts() -> None:
     readme = (ROOT / "data" / "sample" / "README.md").read_text(encoding="utf-8")
     for shown, counted in (("train", "train"), ("test", "test_truth")):
@@ -169,6 +197,7 @@ def test_readme_counts_are_the_files_counts() -> None:
     ]
     assert "{} training rows and {} test rows have two or three turns".format(*several) in readme
     assert "Copyright (c) 2016 C.J. Hutto" in readme
+    assert f"| products/products.csv | {len(rows_of(PRODUCTS))} |" in readme
 
 
 def test_the_sample_stays_small() -> None:

@@ -1,4 +1,4 @@
-"""The 31 cases a soft classifier must get right; the number is the case's in the field survey the engine was built from.
+"""The 31 cases a soft classifier must get right; the numbers are those of the survey the engine was built from.
 
 Judged by infer.reference: one unpadded, uncached sequence per prompt and answer, summed in float64.
 """
@@ -71,7 +71,7 @@ def test_01_a_label_that_begins_another_does_not_take_its_mass(model, tokenizer)
     for end in ("eos", "boundary"):
         ended = agrees(model, tokenizer, PROMPTS, answers, end=end)
         assert (np.exp(ended).sum(axis=1) <= np.exp(short) + 1e-7).all(), "the two no longer overlap"
-    with pytest.raises(ValueError, match="one is the beginning of the other.*answers_end=boundary"):
+    with pytest.raises(ValueError, match=r"one is the beginning of the other.*answers_end=boundary"):
         classifier(model, tokenizer, {"billing": " billing", "problem": " billing problem"}).predict(["x"])
     labels = {"billing": " billing", "problem": " billing problem"}
     assert len(classifier(model, tokenizer, labels, answers_end="boundary").predict(["x"])) == 1
@@ -139,7 +139,7 @@ def test_06_the_answer_is_cut_from_the_joint_encoding() -> None:
     assert tokenizer.convert_ids_to_tokens(tokenizer(" A", add_special_tokens=False)["input_ids"]) == ["▁", "▁A"]
     encoder = PromptEncoder(tokenizer)
     answers = Answers(encoder, [" A", " B"])
-    ids, cut = answers.follow(encoder.encode([(Piece("x\nAnswer:"),)])[0])
+    _, cut = answers.follow(encoder.encode([(Piece("x\nAnswer:"),)])[0])
     assert [tokenizer.convert_ids_to_tokens(list(path)) for path in cut.paths] == [["▁A"], ["▁B"]]
     agrees(tiny_causal("llama", 20), tokenizer, ["x\nAnswer:", "x x:"], [" A", " B"])
 

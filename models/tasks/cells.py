@@ -122,7 +122,11 @@ def _as_text(value: Any, kinds: list[str]) -> str:
 def _mend_surrogates(text: str, kinds: list[str]) -> str:
     if not _SURROGATE.search(text):
         return text
-    # Through UTF-16: the two halves of a pair join to their character, a half alone becomes U+FFFD.
-    mended = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    mended = join_surrogates(text)
     kinds.extend([LONE_SURROGATE] * (mended.count("\ufffd") - text.count("\ufffd")))
     return mended
+
+
+def join_surrogates(text: str) -> str:
+    """The text with halves of surrogate pairs that meet joined to their character; one alone becomes U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from models.tasks.cells import join_surrogates
 from models.tasks.seen import SeenTexts
 from models.tasks.table_rows import Head, Nested
 from models.tasks.tables import Table, offer_closest, read_head, require_names, stream_table
@@ -262,7 +263,7 @@ def _text(cell: Any, place: str, column: str) -> str:
 def _id(cell: Any, place: str, column: str) -> str:
     if cell is None or cell == "":
         raise ValueError(f"{place}: {column} is empty. Give the row one, or let rows be numbered: task.id_column=null.")
-    return _mend(_text(cell, place, column))
+    return join_surrogates(_text(cell, place, column))
 
 
 def _kept(cell: Any) -> str | None:
@@ -272,13 +273,8 @@ def _kept(cell: Any) -> str | None:
 
 
 def _mended(row: TextRow) -> TextRow:
-    fields = {name: _mend(text) for name, text in row.fields.items()}
-    kept = {name: None if text is None else _mend(text) for name, text in row.kept.items()}
+    fields = {name: join_surrogates(text) for name, text in row.fields.items()}
+    kept = {name: None if text is None else join_surrogates(text) for name, text in row.kept.items()}
     if fields == row.fields and kept == row.kept:
         return row
     return replace(row, fields=fields, kept=kept, mended=True)
-
-
-def _mend(text: str) -> str:
-    # Through UTF-16, where the halves of a pair are its character. The arena's cells are mended likewise.
-    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

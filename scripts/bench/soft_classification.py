@@ -3,7 +3,7 @@
     python scripts/bench/soft_classification.py --shape m32 --job two --prompts 200 --table two.md
     python scripts/bench/soft_classification.py --model FOLDER --job many --methods ours,lm-eval --device cuda
 
-It makes its own Llama-shaped model and tokenizer unless --model names a folder, and runs anywhere; memory is read on
+It makes its own Llama-shaped model and tokenizer unless --model names a real one, and runs anywhere; memory is read on
 Linux. Methods run one process each, round after round, so that a busy minute falls on all of them; "x ours" is the
 median over rounds. A package that wants an interpreter of its own gets it: --python cappr=/path/to/bin/python. Work is
 counted in a run of its own: FLOPs of plain matmuls, attention apart, beside the fewest that give exact probabilities
@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from soft_job import ANSWERS, largest_difference, make_job, median_ratio
 from soft_methods import METHODS, OURS, package_of
-from soft_model import SHAPES, write_tokenizer
+from soft_model import SHAPES, plain_folder, write_tokenizer
 from soft_worker import FACTS, ORACLE, Facts, Measured, Setup, log_probs_file
 
 WORKER = Path(__file__).with_name("soft_worker.py")
@@ -52,6 +52,7 @@ def spawn(folder: Path, pythons: dict[str, str], threads: int, *arguments: str) 
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error",
+        "TQDM_DISABLE": "1",
     }  # fmt: skip
     done = subprocess.run(
         [python, str(WORKER), str(folder), *arguments], env=environment, stdout=subprocess.PIPE, text=True
@@ -158,7 +159,7 @@ def chosen(names: str | None) -> list[str]:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="m32", help="the made model")
-    parser.add_argument("--model", help="a local model folder instead")
+    parser.add_argument("--model", help="a real one instead: a folder, a hub name, package:...")
     parser.add_argument("--job", choices=ANSWERS, default="two", help="two labels of one token, or eight of 2 to 4")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
@@ -189,8 +190,9 @@ def resolve(options: argparse.Namespace) -> argparse.Namespace:
 
 def prepare(options: argparse.Namespace, folder: Path) -> None:
     """Write what the workers read."""
+    model = plain_folder(options.model, options.precision, folder) if options.model else None
     setup = Setup(
-        shape=options.shape, model=options.model, device=options.device, precision=options.precision,
+        shape=options.shape, model=model, device=options.device, precision=options.precision,
         threads=options.threads, memory_gib=options.memory_gib, oracle_prompts=options.oracle_prompts,
     )  # fmt: skip
     (folder / "setup.json").write_text(json.dumps(asdict(setup)))
@@ -205,7 +207,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(options, folder)
-        facts = Facts(**spawn(folder, pythons, options.threads, FACTS))
+        found = spawn(folder, pythons, options.threads, FACTS)
+        if "cannot" in found:
+            raise SystemExit(f"The model could not be loaded and measured: {found['cannot']}. The reason stands above.")
+        facts = Facts(**found)
 
         def worker(method: str, mode: str) -> Measured:
             return Measured(**spawn(folder, pythons, options.threads, method, mode))

@@ -121,16 +121,35 @@ def write_tokenizer(folder: Path, vocab: int) -> None:
     entries |= {f"made-up-{number}": number for number in range(len(entries), vocab)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": END,
-        "model_input_names": ["input_ids", "attention_mask"],
-    }  # fmt: skip
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": END}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 def load_tokenizer(folder: str) -> Any:
-    """The tokenizer of a folder; refuses none."""
+    """The tokenizer of a folder: its tokenizer.json as it stands, whatever class a transformers version wraps it in."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    made = not (Path(folder) / "config.json").exists()  # AutoTokenizer would ask for the model's config
-    return (PreTrainedTokenizerFast if made else AutoTokenizer).from_pretrained(folder)
+    as_it_stands = (Path(folder) / "tokenizer.json").is_file()
+    tokenizer = (PreTrainedTokenizerFast if as_it_stands else AutoTokenizer).from_pretrained(folder)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # transformers 4 adds a third, which cappr refuses
+    return tokenizer
+
+
+def plain_folder(name: str, precision: str, work: Path) -> str:
+    """A folder with the ordinary checkpoint that `name` means (a folder, a hub name, package:..., a GGUF file).
+
+    Peers know folders only, so what is none yet is written to `work`.
+    """
+    if (Path(name) / "config.json").is_file():
+        return str(Path(name).resolve())
+    from models.causal import load_language_model
+
+    loaded = load_language_model(name, precision=precision)
+    folder = work / "model"
+    for part in (loaded.model, loaded.tokenizer):
+        part.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # transformers 4 reads rope_theta only where older files have it, and goes on with 10,000 where it is not there.
+    config |= {"rope_theta": theta} if (theta := (config.get("rope_parameters") or {}).get("rope_theta")) else {}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return str(folder)

@@ -244,7 +244,8 @@ def attempt(setup: Setup, folder: Path, method: str, mode: str) -> Measured:
         return Measured(method, cannot=str(error))
     except ModuleNotFoundError as error:
         install = INSTALL.get(package_of(method) or "", "")
-        return Measured(method, cannot=f"{error.name} is not installed: {install}".removesuffix(": "))
+        name = str(error.name).partition(".")[0]
+        return Measured(method, cannot=f"{name} is not installed: {install}".removesuffix(": "))
     except Exception as error:  # a peer's defect is a line of the table, and its traceback goes to the terminal
         traceback.print_exc()
         return Measured(method, cannot=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]}")

@@ -1,0 +1,163 @@
+"""Which pass a model can take, found by trying: each is held against plain, unpadded, uncached passes on two prompts.
+
+A mask, a shared prefix or a window is used only where it gives what the model gives without it. Each question is asked
+once for a loaded model. Knows token ids and configs; computes no answer.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from infer.batching import is_out_of_memory
+from infer.decoder_passes import DecoderPass, ForestPass
+from infer.passes import ChainPass, Pass, SharedPrefix, TreePass
+from models.answer_tree import AnswerTree, build_tree
+
+PROBE_LENGTHS = (12, 9)  # different, so that padding is part of the check
+PROBE_PREFIX = 4
+# Mean difference of log-probabilities, in nats, that rounding explains: 1e-6 and 0.01 were measured, a wrong mask is
+# off by 0.1 and more.
+ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-6}
+HALF_ROUNDING = 0.05
+# What configs call the number of tokens a layer looks back; the first is the one our masks imitate.
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window", "local_attention_window")
+
+_settled: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A way to compute. tree: the answers' tree stands behind the prompt; else one row per chain of it.
+
+    prefix: shared keys and values. window: of the masks, None where nothing is hidden. by_layer: masks for each kind
+    of layer {name: windowed?}, None where one serves all.
+    """
+
+    tree: bool
+    prefix: bool
+    window: int | None = None
+    by_layer: tuple[tuple[str, bool], ...] | None = None
+
+    def make(self, model: Any, tree: AnswerTree, prefix: SharedPrefix | None, *, narrow: bool = True) -> Pass:
+        """The pass itself."""
+        if not self.tree:
+            return ChainPass(model, tree, prefix, narrow=narrow)
+        kinds = None if self.by_layer is None else dict(self.by_layer)
+        return TreePass(model, tree, prefix, narrow=narrow, window=self.window, layer_types=kinds)
+
+
+def causal_plan(model: Any, longest: np.ndarray, fed: int, *, tree: bool, prefix: bool) -> Plan:
+    """The fastest plan that is right for prompts up to `longest`, with `fed` tokens of a tree behind them.
+
+    tree, prefix: whether they would be of use. Where the longest exceeds what a layer looks back, the check runs on a
+    prompt of its length; else on a dozen tokens.
+    """
+    reach, windows = _looks_back(model.config)
+    beyond = len(longest) + fed > reach
+    if beyond:
+        longest = np.resize(longest, max(len(longest), int(reach) + PROBE_LENGTHS[0]))
+    # A check beyond the window holds for lengths up to the next power of two.
+    key = (tree, prefix, beyond and len(longest).bit_length())
+    settled = _settled.setdefault(model, {})
+    if key not in settled:
+        candidates = _candidates(tree, prefix, windows if beyond else [(None, None)])
+        settled[key] = _settle(model, longest, candidates, tree=tree, beyond=beyond)
+    found: Plan = settled[key]
+    return found
+
+
+def takes_forest(model: Any, longest: np.ndarray, start_id: int) -> bool:
+    """Whether an encoder-decoder takes the chains of a tree side by side in one decoder row."""
+    settled = _settled.setdefault(model, {})
+    if "forest" not in settled:
+        probes, (a, b, c, d) = _probes(longest, PROBE_LENGTHS)
+        tree = build_tree([(a, b, c), (a, b + 1, c), (d, a)])
+        expected = torch.cat([DecoderPass(model, tree, start_id).logits([probe]) for probe in probes])
+        settled["forest"] = _gives(lambda: ForestPass(model, tree, start_id).logits(probes), expected, model)
+    return bool(settled["forest"])
+
+
+def start_token(model: Any) -> int:
+    """The id a decoder starts from. Raises ValueError where the model names none."""
+    start = getattr(model.config, "decoder_start_token_id", None)
+    start = model.generation_config.decoder_start_token_id if start is None else start
+    if start is None:
+        raise ValueError(
+            f"{type(model).__name__} names no decoder_start_token_id, expected a token id. Set it in its config."
+        )
+    return int(start)
+
+
+def steady_reach(config: Any) -> float:
+    """Length past which rotary angles change with the longest row of a batch (dynamic NTK, LongRoPE); else endless."""
+    config = config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type", rope.get("type")) not in ("dynamic", "longrope"):
+        return float("inf")
+    return float(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+
+
+def _candidates(tree: bool, prefix: bool, windows: list[tuple[int | None, Any]]) -> list[Plan]:
+    """From the fastest to the plainest but one."""
+    trees = [Plan(True, prefix, window, kinds) for window, kinds in windows] if tree else []
+    return [*trees, *([Plan(False, True)] if prefix else [])]
+
+
+def _settle(model: Any, longest: np.ndarray, candidates: list[Plan], *, tree: bool, beyond: bool) -> Plan:
+    lengths = (len(longest), len(longest) - 3) if beyond else PROBE_LENGTHS
+    prompts, (a, b, c, d) = _probes(longest, lengths)
+    probe = build_tree([(a, b, c), (a, b + 1, c), (d,)] if tree else [(a,)])
+    if not candidates:
+        return Plan(False, False)
+    expected = torch.cat([ChainPass(model, probe).logits([prompt]) for prompt in prompts])
+    first = len(longest) // 2 if beyond else PROBE_PREFIX
+
+    def logits(plan: Plan) -> torch.Tensor:
+        skip = first if plan.prefix else 0
+        shared = SharedPrefix(model, prompts[0][:skip]) if skip else None
+        return plan.make(model, probe, shared).logits([prompt[skip:] for prompt in prompts])
+
+    for plan in candidates:
+        if _gives(lambda plan=plan: logits(plan), expected, model):
+            return plan
+    return Plan(False, False)
+
+
+def _probes(longest: np.ndarray, lengths: tuple[int, int]) -> tuple[list[np.ndarray], list[int]]:
+    """Prompts of these lengths, made of the longest one's tokens, and four tokens for answers."""
+    return [np.resize(longest, length) for length in lengths], np.resize(longest[::-1], 4).tolist()
+
+
+def _gives(logits: Any, expected: torch.Tensor, model: Any) -> bool:
+    """Whether logits() runs, and agrees with `expected` to within rounding."""
+    try:
+        found = logits()
+    except Exception as error:  # whatever a model does that cannot take a mask or a cache
+        if is_out_of_memory(error):
+            raise
+        return False
+    return agree(found, expected, model.get_input_embeddings().weight.dtype)
+
+
+def agree(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether two (..., V) logits say the same to within the rounding of `dtype`."""
+    gap = (found.float().log_softmax(-1) - expected.float().log_softmax(-1)).abs()
+    return bool(torch.isfinite(gap).all()) and float(gap.mean()) <= ROUNDING.get(dtype, HALF_ROUNDING)
+
+
+def _looks_back(config: Any) -> tuple[float, list[tuple[int | None, Any]]]:
+    """(tokens within which every layer sees everything, the windowed masks worth trying beyond)."""
+    config = config.get_text_config()
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+    if kinds == ["full_attention"] or getattr(config, "use_sliding_window", None) is False:
+        return float("inf"), [(None, None)]
+    sizes = [size for name in WINDOWS if isinstance(size := getattr(config, name, None), int) and size > 0]
+    if not sizes:
+        return float("inf"), [(None, None)]
+    by_layer = tuple((kind, kind != "full_attention") for kind in kinds)
+    return min(sizes), [(sizes[0], by_layer), (sizes[0], None)] if by_layer else [(sizes[0], None)]
