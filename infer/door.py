@@ -45,7 +45,7 @@ def open_door(run: Callable[[Settings], Any]) -> None:
         sys.argv = written  # a run's record shows the command as it was given
         try:
             run(to_settings(cfg, sweep_name()))
-        except (ValueError, OSError, ImportError) as error:
+        except (ValueError, OSError, ImportError, MemoryError) as error:
             if os.environ.get("TIEBREAK_TRACEBACK"):
                 traceback.print_exc()
             elif rank() == 0:

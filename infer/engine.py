@@ -23,7 +23,7 @@ import torch
 from infer.batching import common_prefix, distinct, in_batches, is_out_of_memory
 from infer.decoder_passes import DecoderPass, ForestPass
 from infer.passes import ChainPass, Pass, SharedPrefix
-from infer.plans import causal_plan, start_token, steady_reach, takes_forest
+from infer.plans import causal_plan, check_causal, start_token, steady_reach, takes_forest
 from infer.tree_log_probs import read_tree
 from models.answer_tree import AnswerTree, Reading
 
@@ -47,7 +47,7 @@ class Engine:
         self, model: Any, *, vocab_size: int | None = None, budget_tokens: int | None = None, prefix: bool = True,
         sort: bool = True, tree: bool = True, head: bool = True,
     ) -> None:  # fmt: skip
-        self.model = model.get_base_model() if hasattr(model, "peft_config") else model
+        self.model = _network(model)
         weight = self.model.get_input_embeddings().weight
         self.kind = "cuda" if weight.device.type == "cuda" else "cpu"
         self.dtype = weight.dtype
@@ -55,8 +55,6 @@ class Engine:
         self.budget_tokens = budget_tokens or BUDGET_TOKENS[self.kind]
         self.prefix, self.sort, self.tree, self.head = prefix, sort, tree, head
         self.seq2seq = bool(self.model.config.is_encoder_decoder)
-        self._prefix: SharedPrefix | None = None
-        self._wider: Engine | None = None
 
     def read(
         self,
@@ -115,14 +113,13 @@ class Engine:
         bad = np.flatnonzero(np.isnan(result.edges).any(axis=1))
         if not len(bad) or self.dtype == torch.float32 or getattr(self.model, "is_quantized", False):
             return
-        if self._wider is None:
-            try:
-                self._wider = Engine(copy.deepcopy(self.model).float(), vocab_size=self.vocab_size)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                return
-        again = self._wider.read([prompts[row] for row in bad], tree)
+        try:  # a copy of now: the weights may be others at the next call
+            wider = Engine(copy.deepcopy(self.model).float(), vocab_size=self.vocab_size)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return
+        again = wider.read([prompts[row] for row in bad], tree)
         result.edges[bad], result.masses[bad] = again.edges, again.masses
 
     def _ways(self, prompts: list[np.ndarray], tree: AnswerTree) -> Iterator[tuple[Pass, np.ndarray, int]]:
@@ -131,8 +128,9 @@ class Engine:
         if self.seq2seq:
             yield self._decoder_way(prompts, tree), everyone, 0
             return
+        check_causal(self.model, max(prompts, key=len))
         lengths = np.array([len(prompt) for prompt in prompts]) + tree.fed
-        far = lengths > steady_reach(self.model.config)
+        far = lengths >= steady_reach(self.model.config)
         if far.any():  # positions whose rotation depends on the longest row of a batch: one by one
             yield _OneByOne(ChainPass(self.model, tree, narrow=self.head)), everyone[far], 0
         near = everyone[~far]
@@ -145,14 +143,8 @@ class Engine:
         shared = common_prefix(prompts) if self.prefix and len(prompts) > 1 else 0
         shared = shared if shared >= LEAST_PREFIX else 0
         plan = causal_plan(self.model, longest, tree.fed, tree=self.tree and tree.fed > 0, prefix=bool(shared))
-        prefix = self._shared(longest[:shared]) if shared and plan.prefix else None
+        prefix = SharedPrefix(self.model, longest[:shared]) if shared and plan.prefix else None
         return plan.make(self.model, tree, prefix, narrow=self.head), 0 if prefix is None else len(prefix)
-
-    def _shared(self, ids: np.ndarray) -> SharedPrefix:
-        if self._prefix is None or not np.array_equal(self._prefix.ids, ids):
-            self._prefix = None  # the old one goes first: both need not fit
-            self._prefix = SharedPrefix(self.model, ids)
-        return self._prefix
 
     def _decoder_way(self, prompts: list[np.ndarray], tree: AnswerTree) -> Pass:
         start = start_token(self.model)
@@ -161,7 +153,7 @@ class Engine:
 
 
 class _OneByOne:
-    """A pass whose prompts and chains never share a batch, for models whose numbers depend on the longest row."""
+    """A pass that reads every node behind its own tokens alone, for models whose numbers depend on a row's length."""
 
     def __init__(self, way: ChainPass) -> None:
         self.way = way
@@ -171,12 +163,24 @@ class _OneByOne:
 
     def logits(self, prompts: Sequence[np.ndarray]) -> torch.Tensor:
         way, parts = self.way, []
-        for chain in way.chains:
+        for chain, depth in way.seen_at:
             single = copy.copy(way)
-            single.chains, nodes = [chain], len(chain)
-            single.seen_at = [(0, depth) for depth in range(nodes + 1)]
+            single.chains, single.seen_at = [way.chains[chain][:depth]], [(0, depth)]
+            # Dynamic NTK keeps the angles of the longest sequence so far until one comes that is short.
+            way.model(input_ids=torch.as_tensor(prompts[0][:1], device=way.device)[None], use_cache=False)
             parts.append(single.logits(prompts))
-        return torch.stack([parts[at][:, depth] for at, depth in way.seen_at], dim=1)
+        return torch.cat(parts, dim=1)
+
+
+def _network(model: Any) -> Any:
+    """The network itself, with PEFT's adapters in its layers. Refuses adapters that live in the wrapper alone."""
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ValueError(
+            f"The model has an adapter of type {model.active_peft_config.peft_type.value}, expected one inside its "
+            "layers (such as LoRA): tokens learnt before every prompt are not read. Use another adapter."
+        )
+    # transformers' own add_adapter changes the layers and wraps nothing
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextmanager

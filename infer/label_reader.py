@@ -22,7 +22,8 @@ from infer.next_token import check_labels, model_end_tokens, read_answers, sum_s
 from models.answers import Answers, Cut
 from models.engine_settings import QuestionSettings
 from models.prompt_tokens import PromptEncoder
-from models.prompts import PromptTemplate, make_template, wants_chat
+from models.prompts import Piece, PromptTemplate, make_template, wants_chat
+from models.tasks.text import template_pieces
 
 SIGNS = {"letters": string.ascii_uppercase, "numbers": "123456789"}
 # Texts without content, whose mean answer is the prompt's bias (Zhao et al. 2021, section 5).
@@ -131,16 +132,20 @@ class LabelReader:
         return self.read([dict.fromkeys(self.fields, text) for text in CONTENT_FREE]).log_probs
 
     def read_premise(self) -> np.ndarray:
-        """(1, L) raw log-probabilities behind the prompt's last words alone ("\\nSentiment:"), for PMI.
+        """(1, L) raw log-probabilities behind the question's last words ("\\nSentiment:"), for PMI.
 
-        In a chat, or where the prompt ends with the row's text, behind the prompt with empty fields.
+        What comes before the question, the instruction and the examples, stays. In a chat, or where the prompt ends
+        with the row's text, behind the prompt with empty fields.
         """
         parts = self.arrangements[0].template.parts
         last = parts[-1]
         if self.chat or self.seq2seq or isinstance(last, str) or len(self.arrangements) > 1:
             return self.read([dict.fromkeys(self.fields, "")]).log_probs
+        first = next(at for at, part in enumerate(parts) if isinstance(part, str))
+        opens_with_text = not template_pieces(str(self.question.prompt))[0][0]  # "Review: {text}": it goes too
+        before = [part for part in parts[: first - opens_with_text] if isinstance(part, Piece)]
         arrangement = self.arrangements[0]
-        reading = read_answers(self.engine, arrangement.answers, self.encoder.encode([(last,)]))
+        reading = read_answers(self.engine, arrangement.answers, self.encoder.encode([(*before, last)]))
         return sum_spellings(reading, arrangement.owners, len(self.labels), ended=self.ended)
 
     def _arrange(self, shift: int, end_ids: list[int]) -> _Arrangement:

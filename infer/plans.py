@@ -27,6 +27,10 @@ HALF_ROUNDING = 0.05
 # What configs call the number of tokens a layer looks back; the first is the one our masks imitate.
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window", "local_attention_window")
 
+# Layers that a tree mask reaches. Others chunk, pool or carry states by a token's place in the row, which the check on
+# two lengths may not show.
+MASKED_LAYERS = {"full_attention", "sliding_attention"}
+
 _settled: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
@@ -57,12 +61,13 @@ def causal_plan(model: Any, longest: np.ndarray, fed: int, *, tree: bool, prefix
     tree, prefix: whether they would be of use. Where the longest exceeds what a layer looks back, the check runs on a
     prompt of its length; else on a dozen tokens.
     """
+    tree = tree and set(_layer_kinds(model.config)) <= MASKED_LAYERS
     reach, windows = _looks_back(model.config)
     beyond = len(longest) + fed > reach
     if beyond:
         longest = np.resize(longest, max(len(longest), int(reach) + PROBE_LENGTHS[0]))
-    # A check beyond the window holds for lengths up to the next power of two.
-    key = (tree, prefix, beyond and len(longest).bit_length())
+    # A check beyond the window holds for lengths up to the next power of two, and for one way to compute attention.
+    key = (tree, prefix, beyond and len(longest).bit_length(), *_state(model))
     settled = _settled.setdefault(model, {})
     if key not in settled:
         candidates = _candidates(tree, prefix, windows if beyond else [(None, None)])
@@ -74,12 +79,32 @@ def causal_plan(model: Any, longest: np.ndarray, fed: int, *, tree: bool, prefix
 def takes_forest(model: Any, longest: np.ndarray, start_id: int) -> bool:
     """Whether an encoder-decoder takes the chains of a tree side by side in one decoder row."""
     settled = _settled.setdefault(model, {})
-    if "forest" not in settled:
-        probes, (a, b, c, d) = _probes(longest, PROBE_LENGTHS)
-        tree = build_tree([(a, b, c), (a, b + 1, c), (d, a)])
+    key = ("forest", *_state(model))
+    if key not in settled:
+        probes, (a, b, c, d) = _probes(model, longest, PROBE_LENGTHS)
+        tree = build_tree([(a, b, c), (a, d, c), (d, a)])
         expected = torch.cat([DecoderPass(model, tree, start_id).logits([probe]) for probe in probes])
-        settled["forest"] = _gives(lambda: ForestPass(model, tree, start_id).logits(probes), expected, model)
-    return bool(settled["forest"])
+        settled[key] = _gives(lambda: ForestPass(model, tree, start_id).logits(probes), expected, model)
+    return bool(settled[key])
+
+
+def check_causal(model: Any, longest: np.ndarray) -> None:
+    """Refuses a network that looks at later tokens: behind padding or an answer it would say something else.
+
+    Raises ValueError naming its class.
+    """
+    settled = _settled.setdefault(model, {})
+    if "causal" not in settled:
+        probes, (a, b, *_) = _probes(model, longest, PROBE_LENGTHS)
+        alone, followed = (ChainPass(model, build_tree([path])).logits(probes[:1]) for path in ((a,), (a, b)))
+        size = alone.float().log_softmax(-1).abs().mean()
+        # What is not finite (an overflow) says nothing of the order: only a difference refuses.
+        settled["causal"] = not _gap(followed[:, :1], alone).mean() > HALF_ROUNDING * size
+    if not settled["causal"]:
+        raise ValueError(
+            f"{type(model).__name__} says something else of the next token once more tokens follow, expected a causal "
+            "language model. Use another model."
+        )
 
 
 def start_token(model: Any) -> int:
@@ -110,8 +135,8 @@ def _candidates(tree: bool, prefix: bool, windows: list[tuple[int | None, Any]])
 
 def _settle(model: Any, longest: np.ndarray, candidates: list[Plan], *, tree: bool, beyond: bool) -> Plan:
     lengths = (len(longest), len(longest) - 3) if beyond else PROBE_LENGTHS
-    prompts, (a, b, c, d) = _probes(longest, lengths)
-    probe = build_tree([(a, b, c), (a, b + 1, c), (d,)] if tree else [(a,)])
+    prompts, (a, b, c, d) = _probes(model, longest, lengths)
+    probe = build_tree([(a, b, c), (a, d, c), (d,)] if tree else [(a,)])
     if not candidates:
         return Plan(False, False)
     expected = torch.cat([ChainPass(model, probe).logits([prompt]) for prompt in prompts])
@@ -128,9 +153,26 @@ def _settle(model: Any, longest: np.ndarray, candidates: list[Plan], *, tree: bo
     return Plan(False, False)
 
 
-def _probes(longest: np.ndarray, lengths: tuple[int, int]) -> tuple[list[np.ndarray], list[int]]:
-    """Prompts of these lengths, made of the longest one's tokens, and four tokens for answers."""
-    return [np.resize(longest, length) for length in lengths], np.resize(longest[::-1], 4).tolist()
+def _state(model: Any) -> tuple[Any, ...]:
+    """What may change in a loaded model and with it what it takes."""
+    return getattr(model.config, "_attn_implementation", None), _dtype(model)
+
+
+def _dtype(model: Any) -> Any:
+    return model.get_input_embeddings().weight.dtype
+
+
+def _probes(model: Any, longest: np.ndarray, lengths: tuple[int, int]) -> tuple[list[np.ndarray], list[int]]:
+    """Prompts of these lengths, made of the longest one's tokens and of others, and four different tokens for answers.
+
+    A prompt that repeats one token would show no mask's mistake: whatever is seen looks the same.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    spread = np.linspace(rows // 4, 3 * rows // 4, 2 * PROBE_LENGTHS[0], dtype=np.int64)  # controls are at the ends
+    missing = max(0, PROBE_LENGTHS[0] - len(np.unique(longest)))
+    others = np.setdiff1d(spread, longest)[:missing]
+    answers = list(dict.fromkeys([*longest[::-1].tolist(), *others.tolist()]))[:4]
+    return [np.resize(np.concatenate([others, longest]), length) for length in lengths], answers
 
 
 def _gives(logits: Any, expected: torch.Tensor, model: Any) -> bool:
@@ -141,20 +183,28 @@ def _gives(logits: Any, expected: torch.Tensor, model: Any) -> bool:
         if is_out_of_memory(error):
             raise
         return False
-    return agree(found, expected, model.get_input_embeddings().weight.dtype)
+    return agree(found, expected, _dtype(model))
 
 
 def agree(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether two (..., V) logits say the same to within the rounding of `dtype`."""
-    gap = (found.float().log_softmax(-1) - expected.float().log_softmax(-1)).abs()
+    gap = _gap(found, expected)
     return bool(torch.isfinite(gap).all()) and float(gap.mean()) <= ROUNDING.get(dtype, HALF_ROUNDING)
+
+
+def _gap(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """(..., V) nats between two logits' log-probabilities."""
+    return (found.float().log_softmax(-1) - expected.float().log_softmax(-1)).abs()
+
+
+def _layer_kinds(config: Any) -> list[str]:
+    return sorted(set(getattr(config.get_text_config(), "layer_types", None) or ()))
 
 
 def _looks_back(config: Any) -> tuple[float, list[tuple[int | None, Any]]]:
     """(tokens within which every layer sees everything, the windowed masks worth trying beyond)."""
-    config = config.get_text_config()
-    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
-    if kinds == ["full_attention"] or getattr(config, "use_sliding_window", None) is False:
+    config, kinds = config.get_text_config(), _layer_kinds(config)
+    if kinds == ["full_attention"]:
         return float("inf"), [(None, None)]
     sizes = [size for name in WINDOWS if isinstance(size := getattr(config, name, None), int) and size > 0]
     if not sizes:

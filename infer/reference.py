@@ -22,17 +22,20 @@ def reference_ids(
     model.eval()
     with torch.no_grad():
         if model.config.is_encoder_decoder:
-            decoder = torch.tensor([[model.config.decoder_start_token_id, *answer]])
-            logits = model(input_ids=torch.tensor([list(prompt)]), decoder_input_ids=decoder).logits[0]
+            decoder = torch.tensor([[model.config.decoder_start_token_id, *answer]], device=model.device)
+            text = torch.tensor([list(prompt)], device=model.device)
+            logits = model(input_ids=text, decoder_input_ids=decoder).logits[0]
             first = 0
         else:
-            logits = model(input_ids=torch.tensor([[*prompt, *answer]]), use_cache=False).logits[0]
+            ids = torch.tensor([[*prompt, *answer]], device=model.device)
+            logits = model(input_ids=ids, use_cache=False).logits[0]
             first = len(prompt) - 1
     model.train(was_training)
     log_probs = logits[:, :vocab_size].double().log_softmax(dim=-1)
     total = sum(float(log_probs[first + at, token]) for at, token in enumerate(answer))
     if end_ids is not None:
-        total += float(log_probs[first + len(answer), list(end_ids)].logsumexp(dim=-1))
+        known = [token for token in end_ids if token < log_probs.shape[1]]  # tokens that the head has no row for
+        total += float(log_probs[first + len(answer), known].logsumexp(dim=-1))
     return total
 
 
@@ -94,11 +97,10 @@ def _contexts(
     joint = [tokenizer(prompt + answer)["input_ids"] for answer in answers]
     if own[:1] == own[1:2] == [tokenizer.bos_token_id]:  # the prompt wrote the beginning-of-text token itself
         own, joint = own[1:], [ids[1:] for ids in joint]
-    if not own:  # nothing to stand on: the beginning-of-text token, or the end of the text before
-        start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        own, joint = [start], [[start, *ids] for ids in joint]
     same = min(sum(1 for _ in _shared(own, ids)) for ids in joint)
-    return own[:same], [ids[same:] for ids in joint], own[same:]
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    context = own[:same] or [start]  # nothing to stand on: the beginning of a text, or the end of the one before
+    return context, [ids[same:] for ids in joint], own[same:]
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> Any:

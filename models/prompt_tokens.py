@@ -47,20 +47,15 @@ class PromptEncoder:
     def encode(self, prompts: Sequence[Prompt]) -> list[Encoded]:
         """The ids of every prompt; one that would have none gets the beginning- or end-of-text token."""
         wholes = ["".join(piece.text for piece in prompt) for prompt in prompts]
-        risky = [at for at, prompt in enumerate(prompts) if self._spells_control(prompt, wholes[at])]
-        plain = self.tokenizer(wholes, add_special_tokens=False, return_attention_mask=False, verbose=False)[
-            "input_ids"
-        ]
-        for at in risky:
-            plain[at] = self._encode_guarded(prompts[at])
-        return [Encoded(self._framed(ids), prompt) for ids, prompt in zip(plain, prompts, strict=True)]
+        settings = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+        plain = self.tokenizer(wholes, **settings)["input_ids"]
+        parts = zip(prompts, wholes, plain, strict=True)
+        return [Encoded(self._framed(self._guarded(*part)), part[0]) for part in parts]
 
     def bare_ids(self, prompt: Prompt) -> list[int]:
         """The ids of a stretch of text alone, nothing added."""
         whole = "".join(piece.text for piece in prompt)
-        if self._spells_control(prompt, whole):
-            return self._encode_guarded(prompt)
-        return list(self.tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"])
+        return self._guarded(prompt, whole, self.tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"])
 
     def fit(self, encoded: Encoded, room: int) -> Encoded:
         """The prompt within `room` tokens: the row's texts lose their middles, what stands around them nothing.
@@ -102,27 +97,35 @@ class PromptEncoder:
     @cached_property
     def _controls(self) -> re.Pattern[str] | None:
         """Every added token that is not mere space: control tokens, but also marks like <think>."""
-        names = {token.content for token in self.tokenizer.added_tokens_decoder.values()} - {""}
-        names |= {str(name) for name in self.tokenizer.all_special_tokens}
-        spelt = sorted((name for name in names if name.strip()), key=len, reverse=True)
+        spelt = sorted((name for name in self._ids if name.strip()), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, spelt))) if spelt else None
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        """The id of every added token, by its text."""
+        ids = {str(token.content): number for number, token in self.tokenizer.added_tokens_decoder.items()}
+        special = map(str, self.tokenizer.all_special_tokens)
+        return {name: self.tokenizer.convert_tokens_to_ids(name) for name in special} | ids
 
     @cached_property
     def _spelt_out(self) -> dict[int, list[int]]:
         return spelt_out_controls(self.tokenizer)
 
-    def _spells_control(self, prompt: Prompt, whole: str) -> bool:
-        """Is there a control token in the text that does not lie wholly in one piece written by the asker?"""
+    def _guarded(self, prompt: Prompt, whole: str, ids: Sequence[int]) -> list[int]:
+        """The ids of the whole text, encoded anew where a row's text takes part in a control token."""
         if self._controls is None or not any(piece.given for piece in prompt):
-            return False
+            return list(ids)
         written, start = set(), 0
         for piece in prompt:
-            if not piece.given:
-                written |= {
-                    (start + found.start(), start + found.end()) for found in self._controls.finditer(piece.text)
-                }
+            for found in () if piece.given else self._controls.finditer(piece.text):
+                written.add((start + found.start(), start + found.end()))
             start += len(piece.text)
-        return any(found.span() not in written for found in self._controls.finditer(whole))
+        asked = sum(self._ids[whole[slice(*span)]] in self._spelt_out for span in written)
+        spelt = any(found.span() not in written for found in self._controls.finditer(whole))
+        # A normaliser may make a control token of a text that looks like none: full-width brackets, capitals.
+        if spelt or sum(token in self._spelt_out for token in ids) != asked:
+            return self._encode_guarded(prompt)
+        return list(ids)
 
     def _encode_guarded(self, prompt: Prompt) -> list[int]:
         """The ids where control tokens are those of the asker's pieces only; others become their characters' tokens.
@@ -136,7 +139,7 @@ class PromptEncoder:
             start = 0
             for found in () if piece.given else self._controls.finditer(piece.text):
                 ids += self._plain(stretch + piece.text[start : found.start()], first=not ids)
-                ids.append(self.tokenizer.convert_tokens_to_ids(found[0]))
+                ids.append(self._ids[found[0]])
                 stretch, start = "", found.end()
             stretch += piece.text[start:]
         return ids + self._plain(stretch, first=not ids)

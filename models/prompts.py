@@ -26,8 +26,6 @@ class Piece:
 Prompt = tuple[Piece, ...]
 Example = Mapping[str, str]  # the template's fields and "label"
 
-# Names a field's place while the chat template is rendered: letters only, so that no template escapes or trims it.
-_PLACE = "FIELD{}PLACE"
 _OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 
@@ -135,6 +133,7 @@ def _chat_parts(
 ) -> list[Piece | str]:
     """The rendered conversation, cut at its place-holders."""
     places: list[Piece | str] = []
+    place = _place_holder(system, asked, replies, tokenizer.chat_template)
 
     def written(turn: Sequence[Piece | str]) -> str:
         text = ""
@@ -142,7 +141,7 @@ def _chat_parts(
             if isinstance(part, Piece) and not part.given:
                 text += part.text
             else:
-                text += _PLACE.format(len(places))
+                text += place.format(len(places))
                 places.append(part)
         return text
 
@@ -155,7 +154,7 @@ def _chat_parts(
     if _OPEN_THOUGHT.search(rendered):  # the template makes the model think first: close the thought, empty
         rendered = _OPEN_THOUGHT.sub(EMPTY_THOUGHT, rendered)
     parts: list[Piece | str] = []
-    for at, text in enumerate(re.split(_PLACE.format(r"(\d+)"), rendered)):
+    for at, text in enumerate(re.split(place.format(r"(\d+)"), rendered)):
         parts.append(places[int(text)] if at % 2 else Piece(text))
     found = [part for part in parts if isinstance(part, str) or part.given]
     if sorted(map(str, found)) != sorted(map(str, places)):
@@ -164,6 +163,17 @@ def _chat_parts(
             f"{len(places)} texts found). Use chat=no."
         )
     return parts
+
+
+def _place_holder(*texts: object) -> str:
+    """The name of a field's place while the chat template is rendered, a word that the texts do not hold.
+
+    Letters and a number only, so that no template escapes or trims it.
+    """
+    name = "FIELD"
+    while name in str(texts):
+        name += "X"
+    return name + "{}PLACE"
 
 
 def _render(system: str | None, messages: list[dict[str, str]], tokenizer: Any) -> str:

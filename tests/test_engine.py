@@ -237,3 +237,93 @@ def test_peft_models_are_read_through_their_adapters() -> None:
     found = read(adapted, prompts)
     assert np.abs(found - before).max() > 0.01
     assert np.abs(found - plain(adapted, prompts)).max() < NATS
+
+
+def test_new_weights_are_read_anew_by_the_same_engine() -> None:
+    model, prompts, tree = tiny_causal("llama", ROWS), prompts_of(4), build_tree(ANSWERS)
+    engine = Engine(model, vocab_size=VOCABULARY)
+    before = tree.log_probs(engine.read(prompts, tree))
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(2.0)
+    after = tree.log_probs(engine.read(prompts, tree))
+    assert np.abs(after - before).max() > 0.01
+    assert np.abs(after - plain(model, prompts)).max() < NATS
+
+
+def test_adapters_of_transformers_itself_are_read_and_learnt_prompts_are_refused() -> None:
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+    model, prompts = tiny_causal("llama", ROWS), prompts_of(4)
+    model.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False, r=4))
+    assert np.abs(read(model, prompts) - plain(model, prompts)).max() < NATS
+    prompted = get_peft_model(
+        tiny_causal("llama", ROWS), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    )
+    with pytest.raises(ValueError, match="PROMPT_TUNING"):
+        read(prompted, prompts)
+
+
+def test_a_prompt_that_ends_in_the_last_row_of_the_embedding_or_repeats_one_token_is_read() -> None:
+    for prompt in (np.array([5, 6, VOCABULARY - 1, 7]), np.full(20, 5)):
+        model = tiny_causal("mistral", VOCABULARY, sliding_window=8)
+        assert np.abs(read(model, [prompt, prompt[:-1]]) - plain(model, [prompt, prompt[:-1]])).max() < NATS
+        later = prompts_of(4)
+        assert np.abs(read(model, later) - plain(model, later)).max() < NATS
+
+
+def test_the_check_does_not_run_on_one_token_repeated() -> None:
+    from infer.plans import PROBE_LENGTHS, _probes
+
+    prompts, answers = _probes(tiny_causal("llama", ROWS), np.full(20, 5), PROBE_LENGTHS)
+    assert min(len(set(prompt.tolist())) for prompt in prompts) >= min(PROBE_LENGTHS)
+    assert len(set(answers)) == 4
+
+
+def test_rotary_angles_that_depend_on_the_length_are_those_of_the_prompt_alone() -> None:
+    def fresh():
+        rotary = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+        return tiny_causal("llama", ROWS, max_position_embeddings=20, rope_parameters=rotary)
+
+    prompts = [*prompts_of(5), *prompts_of(3, prefix=2, longest=9)]
+
+    def alone(prompt, answer) -> float:
+        """Each token behind what stands before it, by a model that has read nothing else."""
+        total = 0.0
+        for at, token in enumerate(answer):
+            logits = fresh()(torch.tensor([[*prompt, *answer[:at]]])).logits[0, -1, :VOCABULARY]
+            total += float(logits.double().log_softmax(-1)[token].detach())
+        return total
+
+    assert max(map(len, prompts)) > 30, "well past the 20 that the model was made for"
+    expected = [[alone(prompt, answer) for answer in ANSWERS] for prompt in prompts]
+    assert np.abs(read(fresh(), prompts) - expected).max() < NATS
+
+
+def test_layers_that_scale_by_the_place_in_the_row_get_no_tree() -> None:
+    settings = {
+        "attention_chunk_size": 16, "floor_scale": 8, "attn_scale": 0.5, "no_rope_layers": [1, 0],
+        "attn_temperature_tuning": True, "head_dim": 16, "intermediate_size_mlp": 64, "num_local_experts": 2,
+    }  # fmt: skip
+    from transformers import Llama4ForCausalLM, Llama4TextConfig
+
+    torch.manual_seed(0)
+    config = Llama4TextConfig(
+        vocab_size=ROWS, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=64, max_position_embeddings=512, pad_token_id=2, **settings,
+    )  # fmt: skip
+    model = Llama4ForCausalLM(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    for prompts in (prompts_of(5, prefix=2, longest=6), prompts_of(5)):
+        assert np.abs(read(model, prompts) - plain(model, prompts)).max() < NATS
+
+
+def test_a_network_that_looks_at_later_tokens_is_refused() -> None:
+    from transformers import XLNetConfig, XLNetLMHeadModel
+
+    torch.manual_seed(0)
+    model = XLNetLMHeadModel(XLNetConfig(vocab_size=ROWS, d_model=32, n_layer=2, n_head=2, d_inner=64)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    with pytest.raises(ValueError, match=r"XLNetLMHeadModel .* expected a causal language model"):
+        read(model, prompts_of(3))

@@ -231,7 +231,9 @@ def spelt_out_controls(tokenizer: Any) -> dict[int, list[int]]:
     """
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if len(token.content.strip()) > 1}
     controls = sorted((added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id})
-    names = [str(tokenizer.convert_ids_to_tokens(i)) for i in controls]
+    # The text of an added token, not its name in the vocabulary, where a normaliser may have put a "\u2581" before it.
+    texts = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
+    names = [str(texts.get(i) or tokenizer.convert_ids_to_tokens(i)) for i in controls]
     spelt = [tokenizer(f"{name[:1]} {name[1:]}", add_special_tokens=False, split_special_tokens=True) for name in names]
     plain = [ids["input_ids"] for ids in spelt]
     assert not any(set(ids) & set(controls) for ids in plain), (names, plain)

@@ -1,0 +1,89 @@
+"""`python -m infer` on tables of texts, killed, started again, and on two processes: the bytes of an unbroken run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from text_runs import arguments, both_files, read, reviews, settings_of
+
+from infer.run import run
+
+
+def test_a_run_killed_in_the_middle_is_resumed_to_the_same_bytes(tmp_path: Path, tiny_language_model: str) -> None:
+    reviews(800).to_csv(tmp_path / "in.csv", index=False)
+    whole, killed = tmp_path / "whole.csv", tmp_path / "killed.csv"
+    run(settings_of(tmp_path, tiny_language_model, output=whole.name))
+    command = [sys.executable, "-m", "infer", *arguments(tmp_path, tiny_language_model, output=killed.name)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    parts = tmp_path / "killed.csv.parts"
+    while len(list(parts.glob("part-*"))) < 10:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    there = len(list(parts.glob("part-*")))
+    assert not killed.exists() and 10 <= there < 100
+    resumed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"{there * 8} rows were there already" in resumed.stdout
+    assert f"{800 - there * 8} rows read in" in resumed.stdout
+    assert both_files(killed) == both_files(whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "in.csv", "killed.csv", "killed.csv.json", "whole.csv", "whole.csv.json"
+    ]  # fmt: skip
+
+
+def test_a_finished_run_is_not_read_again(
+    tmp_path: Path, tiny_language_model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reviews(10).to_csv(tmp_path / "in.csv", index=False)
+    run(settings_of(tmp_path, tiny_language_model))
+    first, said = both_files(tmp_path / "out.csv"), capsys.readouterr().out.splitlines()
+    monkeypatch.setattr("models.causal.load_language_model", None)
+    run(settings_of(tmp_path, tiny_language_model, "engine.budget_tokens=64"))  # how fast, not what
+    again = capsys.readouterr().out.splitlines()
+    assert again[0] == f"{tmp_path / 'out.csv'} is finished already"
+    assert again[1:] == said[3:]  # the same report, without the lines of reading
+    assert both_files(tmp_path / "out.csv") == first
+
+
+def test_an_output_made_otherwise_is_not_overwritten(tmp_path: Path, tiny_language_model: str, monkeypatch) -> None:
+    reviews(10).to_csv(tmp_path / "in.csv", index=False)
+    run(settings_of(tmp_path, tiny_language_model))
+    monkeypatch.setattr("models.causal.load_language_model", None)
+    with pytest.raises(ValueError, match=r"question\.prompt \(\"Review: \{text\}.*Delete it, or name another output"):
+        read(tmp_path, tiny_language_model, "question.prompt=Film: {text}\\nSentiment:")
+    reviews(11).to_csv(tmp_path / "in.csv", index=False)
+    with pytest.raises(ValueError, match=r"input\.input_bytes"):
+        read(tmp_path, tiny_language_model)
+
+
+def test_a_refused_question_does_not_stand_in_the_way_of_its_mended_form(
+    tmp_path: Path, tiny_language_model: str
+) -> None:
+    reviews(10).to_csv(tmp_path / "in.csv", index=False)
+    with pytest.raises(ValueError, match="one is the beginning of the other"):
+        read(tmp_path, tiny_language_model, 'question.labels={positive:" positive film",negative:" positive"}')
+    assert len(read(tmp_path, tiny_language_model)) == 10
+
+
+def test_two_processes_give_the_bytes_of_one(tmp_path: Path, tiny_language_model: str) -> None:
+    """And started again on a finished output they read nothing and leave nothing behind."""
+    reviews(59).to_csv(tmp_path / "in.csv", index=False)
+    run(settings_of(tmp_path, tiny_language_model, output="one.parquet"))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "infer"]
+    command = [*launcher, *arguments(tmp_path, tiny_language_model, output="two.parquet")]
+    environment = os.environ | {"MASTER_PORT": str(29500 + os.getpid() % 2000), "OMP_NUM_THREADS": "1"}
+    for said in ("rows read in", "two.parquet is finished already"):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert said in done.stdout and done.stdout.count("median mass on the labels") == 1
+        assert both_files(tmp_path / "two.parquet") == both_files(tmp_path / "one.parquet")
+        assert sorted(path.name for path in tmp_path.glob("two*")) == ["two.parquet", "two.parquet.json"]
