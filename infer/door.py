@@ -48,7 +48,7 @@ def open_door(run: Callable[[Settings], Any]) -> None:
         except (ValueError, OSError, ImportError, MemoryError) as error:
             if os.environ.get("TIEBREAK_TRACEBACK"):
                 traceback.print_exc()
-            elif rank() == 0:
+            elif rank() == 0 or isinstance(error, OSError | MemoryError):  # one process's own disk or memory
                 print(f"error: {error}\n(TIEBREAK_TRACEBACK=1 shows where it came from)", file=sys.stderr)
             sys.exit(2)
 

@@ -97,9 +97,10 @@ def check_causal(model: Any, longest: np.ndarray) -> None:
     if "causal" not in settled:
         probes, (a, b, *_) = _probes(model, longest, PROBE_LENGTHS)
         alone, followed = (ChainPass(model, build_tree([path])).logits(probes[:1]) for path in ((a,), (a, b)))
-        size = alone.float().log_softmax(-1).abs().mean()
-        # What is not finite (an overflow) says nothing of the order: only a difference refuses.
-        settled["causal"] = not _gap(followed[:, :1], alone).mean() > HALF_ROUNDING * size
+        # Of the logits' size, since to refuse is worse than to be slow. What is not finite (an overflow) says nothing:
+        # only a difference refuses.
+        rounding = ROUNDING.get(_dtype(model), HALF_ROUNDING) * alone.float().log_softmax(-1).abs().mean()
+        settled["causal"] = not _gap(followed[:, :1], alone).mean() > rounding
     if not settled["causal"]:
         raise ValueError(
             f"{type(model).__name__} says something else of the next token once more tokens follow, expected a causal "
