@@ -1,6 +1,7 @@
 """What each token of a vocabulary spells, as bytes, and which tokens may follow a whole word.
 
-Byte-level vocabularies (GPT-2, Llama 3) and SentencePiece ones (Llama 2, T5, Gemma). Knows a tokenizer, no answers.
+Byte-level vocabularies (GPT-2, Llama 3), SentencePiece ones (Llama 2, T5, Gemma) and word pieces (BERT). Knows a
+tokenizer, no answers.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +29,7 @@ class TokenTexts:
         self.size = max(vocabulary.values()) + 1
         added = tokenizer.added_tokens_decoder
         self.controls = sorted({i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids))
-        spell = _from_byte_level if _is_byte_level(tokenizer) else _from_sentencepiece
+        spell = _speller(json.loads(tokenizer.backend_tokenizer.to_str()))
         self.texts = [b""] * self.size
         for token, number in vocabulary.items():
             self.texts[number] = str(token).encode() if number in added else spell(token)
@@ -54,9 +56,14 @@ def _goes_on(spelt: bytes) -> bool:
     return first in "_\ufffd" or first.isalnum() or unicodedata.category(first).startswith("M")
 
 
-def _is_byte_level(tokenizer: Any) -> bool:
-    definition = json.loads(tokenizer.backend_tokenizer.to_str())
-    return '"ByteLevel"' in json.dumps([definition["pre_tokenizer"], definition["decoder"]])
+def _speller(definition: dict[str, Any]) -> Callable[[str], bytes]:
+    """The function from a token's name to its bytes, for a tokenizer of this definition."""
+    if '"ByteLevel"' in json.dumps([definition["pre_tokenizer"], definition["decoder"]]):
+        return _from_byte_level
+    if definition["model"]["type"] == "WordPiece":
+        inside = definition["model"]["continuing_subword_prefix"]  # other pieces begin a word
+        return lambda token: (token[len(inside) :] if token.startswith(inside) else " " + token).encode()
+    return _from_sentencepiece
 
 
 @lru_cache(maxsize=1)

@@ -104,6 +104,18 @@ def test_03_a_word_end_keeps_positive_from_holding_positively(model, tokenizer) 
     assert alone[0, 0] == pytest.approx(open_ended[0, 0] + math.log(mass), abs=NATS)
 
 
+def test_03_word_pieces_that_go_on_with_a_word_do_not_end_one() -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from models.token_texts import TokenTexts
+
+    pieces = ["[UNK]", "good", "##ly", "."]
+    backend = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    assert TokenTexts(tokenizer).word_starts().tolist() == [1, 3]
+
+
 def test_04_a_merge_across_the_boundary_is_conditioned_on_text(model, tokenizer) -> None:
     prompts = ["It is posi", "The label is billin", "Answer: Y"]
     for prompt, answer in zip(prompts, ["tive", "g", "es"], strict=True):
