@@ -23,7 +23,7 @@ import torch
 from infer.batching import common_prefix, distinct, in_batches, is_out_of_memory
 from infer.decoder_passes import DecoderPass, ForestPass
 from infer.passes import ChainPass, Pass, SharedPrefix
-from infer.plans import causal_plan, check_causal, start_token, steady_reach, takes_forest
+from infer.plans import causal_plan, check_causal, positions, start_token, steady_reach, takes_forest
 from infer.tree_log_probs import read_tree
 from models.answer_tree import AnswerTree, Reading
 
@@ -70,11 +70,13 @@ class Engine:
         strays: filled with {token id: summed probability} of the tokens that took the mass where the answers' first
         tokens hold less than half of it.
         A row that is not finite in half precision is computed again in float32, and is NaN where that is impossible.
-        Raises ValueError for a prompt without tokens, MemoryError naming a prompt that does not fit alone.
+        Raises ValueError for a prompt without tokens or longer than the model's positions, MemoryError naming a
+        prompt that does not fit alone.
         """
         empty = [at for at, prompt in enumerate(prompts) if not len(prompt)]
         if empty:
             raise ValueError(f"{name(empty[0])} has no tokens, expected one at least. Give the prompt some text.")
+        self._refuse_too_long(prompts, tree, name)
         firsts, same_as = distinct(prompts)
         edges = np.full((len(firsts), len(tree.edge_ids)), np.nan, dtype=np.float32)
         masses = np.full((len(firsts), len(tree.mass_ids)), np.nan, dtype=np.float32)
@@ -101,6 +103,16 @@ class Engine:
             order = rows[np.argsort(-lengths[rows], kind="stable")] if self.sort else rows
             cost = np.maximum(way.cost(lengths), self._head_cost(tree))
             self.budget_tokens = in_batches(work, order, cost, self.budget_tokens, progress=progress, name=name)
+
+    def _refuse_too_long(self, prompts: Sequence[np.ndarray], tree: AnswerTree, name: Callable[[int], str]) -> None:
+        behind = int(tree.depths.max()) if tree.fed and not self.seq2seq else 0
+        reach = positions(self.model.config)
+        for row, prompt in enumerate(prompts):
+            if len(prompt) + behind > reach:
+                raise ValueError(
+                    f"{name(row)} takes {len(prompt) + behind} tokens with its answers, and the model's positions "
+                    f"reach {reach}. Shorten it; SoftClassifier cuts the middle of the row's text by itself."
+                )
 
     def _head_cost(self, tree: AnswerTree) -> int:
         """The tokens' worth of a prompt's logits, so that a batch's float32 logits stay within HEAD_BYTES."""

@@ -19,6 +19,7 @@ import numpy as np
 
 from infer.engine import Engine
 from infer.next_token import check_labels, model_end_tokens, read_answers, sum_spellings, token_count
+from infer.plans import positions
 from models.answers import Answers, Cut
 from models.engine_settings import QuestionSettings
 from models.prompt_tokens import PromptEncoder
@@ -87,7 +88,7 @@ class LabelReader:
         self.tokenizer = tokenizer
         self.seq2seq = bool(model.config.is_encoder_decoder)
         self.engine = Engine(model, vocab_size=token_count(tokenizer), budget_tokens=budget_tokens)
-        self.max_tokens = min(max_tokens or 1 << 30, _positions(model.config))
+        self.max_tokens = min(max_tokens or 1 << 30, positions(model.config))
         self.chat = wants_chat(question.chat, tokenizer, _spoken(question)) and not self.seq2seq
         self.encoder = PromptEncoder(tokenizer, chat=self.chat, seq2seq=self.seq2seq)
         self.ended = question.answers_end != "none"
@@ -213,11 +214,3 @@ def _spoken(question: QuestionSettings) -> list[str]:
     if question.answers != "text":
         return list(SIGNS[question.answers][: len(question.labels)])
     return [text for spellings in question.labels.values() for text in spellings]
-
-
-def _positions(config: Any) -> int:
-    """Tokens that the model's positions reach; relative positions (T5, ALiBi) reach any number."""
-    config = config.get_text_config()
-    if config.is_encoder_decoder and hasattr(config, "relative_attention_num_buckets"):
-        return 1 << 30
-    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 30)

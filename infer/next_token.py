@@ -54,13 +54,18 @@ def answer_log_probs(
     behind "Answer:"); spaces at a prompt's end belong to the answers.
     end: none (P(" positive") contains " positively"), eos or boundary, see models.answers.
     budget_tokens: of a batch; None: 1,024 on a CPU, 16,384 on a GPU. engine: an infer.engine.Engine of this model.
-    Raises ValueError for no answers, an answer without tokens, an unknown end; MemoryError naming a prompt that does
+    Raises ValueError for no answers, an answer without tokens or with unknown ones, an unknown end, a prompt longer
+    than the model's positions (SoftClassifier cuts, this function does not); MemoryError naming a prompt that does
     not fit alone. A row that is not finite even in float32 is NaN, with a RuntimeWarning.
     """
     from infer.engine import Engine
 
     if isinstance(prompts, str):
         raise ValueError(f"prompts is one text ({prompts[:40]!r}...), expected a list of texts. Put it in a list.")
+    for what, texts in (("prompts", prompts), ("answers", answers)):
+        wrong = next((at for at, text in enumerate(texts) if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise ValueError(f"{what}[{wrong}] is {texts[wrong]!r}, expected a text. Fill it, or leave it out.")
     seq2seq = bool(model.config.is_encoder_decoder)
     encoder = PromptEncoder(tokenizer, seq2seq=seq2seq)
     followed = Answers(encoder, answers, end=end, end_ids=model_end_tokens(model), seq2seq=seq2seq)

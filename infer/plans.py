@@ -119,6 +119,18 @@ def start_token(model: Any) -> int:
     return int(start)
 
 
+def positions(config: Any) -> int:
+    """Tokens that the model's positions reach; relative positions (T5, ALiBi) reach any number."""
+    config = config.get_text_config()
+    if config.is_encoder_decoder and hasattr(config, "relative_attention_num_buckets"):
+        return 1 << 30
+    reach = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or -1
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "dynamic":  # stretched as needed: the config's number is what it was trained on
+        reach = int(reach * rope.get("factor", 1.0))
+    return int(reach) if reach > 0 else 1 << 30
+
+
 def steady_reach(config: Any) -> float:
     """Length past which rotary angles change with the longest row of a batch (dynamic NTK, LongRoPE); else endless."""
     config = config.get_text_config()

@@ -26,6 +26,7 @@ from models.prompts import Piece, Prompt
 from models.token_texts import TokenTexts
 
 ENDS = ("none", "eos", "boundary")
+TREES_KEPT = 64  # with end=boundary each holds the vocabulary's word starts once per answer
 TAILS_KEPT = 10_000  # prompts' last words whose answers are remembered: a template that ends with the text has many
 
 
@@ -84,6 +85,8 @@ class Answers:
     def tree(self, cut: Cut) -> AnswerTree:
         """The tree of the answers' paths, with the masses that `end` and taken-back tokens need."""
         if cut not in self._trees:
+            if len(self._trees) >= TREES_KEPT:
+                self._trees.clear()
             ends = None if self.end == "none" else self._ends
             self._trees[cut] = build_tree(cut.paths, end_ids=ends, taken_back=self._start(cut))
         return self._trees[cut]
@@ -106,7 +109,18 @@ class Answers:
         for text, ids in zip(self.texts, joint, strict=True):
             if list(ids) == list(own):
                 raise ValueError(f"The answer {text!r} encodes to nothing behind this prompt. Give it a text.")
+        self._refuse_unknown(paths)
         return Cut(tuple(own[same:]), paths)
+
+    def _refuse_unknown(self, paths: Sequence[Ids]) -> None:
+        """An unknown token stands for many texts: its probability is no answer's."""
+        unknown = self.encoder.tokenizer.unk_token_id
+        for text, path in zip(self.texts, paths, strict=True):
+            if unknown is not None and unknown in path and unknown not in self.end_ids:
+                raise ValueError(
+                    f"The answer {text!r} has characters that this tokenizer does not know ({list(path)}). "
+                    "Give it a text in the model's script."
+                )
 
     @cached_property
     def most_tokens(self) -> int:
@@ -118,6 +132,7 @@ class Answers:
         paths = tuple(tuple(self.encoder.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in self.texts)
         if not all(paths):
             raise ValueError(f"The answer {self.texts[paths.index(())]!r} encodes to nothing. Give it a text.")
+        self._refuse_unknown(paths)
         return Cut((), paths)
 
     @cached_property

@@ -37,6 +37,10 @@ class PromptEncoder:
     """
 
     def __init__(self, tokenizer: Any, *, chat: bool = False, seq2seq: bool = False) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(
+                f"{type(tokenizer).__name__} is a slow tokenizer, expected a fast one. Load it with AutoTokenizer."
+            )
         self.tokenizer = tokenizer
         bare = tokenizer("a", add_special_tokens=False)["input_ids"]
         full = tokenizer("a")["input_ids"]

@@ -651,3 +651,20 @@ def test_settings_are_checked_before_a_model_is_loaded() -> None:
             SoftClassifier("no/such/model", labels, REVIEW).predict(["x"])
     with pytest.raises(ValueError, match="one of none, eos, boundary"):
         QuestionSettings(REVIEW, None, [], {"a": " a", "b": " b"}, "text", "cyclic", "never", "auto")
+
+
+def test_a_prompt_longer_than_the_positions_is_refused_by_name(tokenizer) -> None:
+    short = tiny_causal("gpt2", ROWS, n_positions=32)
+    with pytest.raises(ValueError, match="row 1 takes .* tokens with its answers, and the model's positions reach 32"):
+        read(short, tokenizer, ["x", "dull " * 60], [" positive", " technical issue"])
+
+
+def test_an_answer_of_unknown_characters_is_refused() -> None:
+    tokenizer = sentencepiece_tokenizer()
+    with pytest.raises(ValueError, match="characters that this tokenizer does not know"):
+        read(tiny_causal("llama", 20), tokenizer, ["x:"], [" A", " Z"])
+
+
+def test_what_is_no_text_is_refused_with_its_place(model, tokenizer) -> None:
+    with pytest.raises(ValueError, match=r"prompts\[1\] is None"):
+        read(model, tokenizer, ["x", None], [" positive", " negative"])
