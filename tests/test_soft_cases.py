@@ -655,7 +655,7 @@ def test_settings_are_checked_before_a_model_is_loaded() -> None:
 
 def test_a_prompt_longer_than_the_positions_is_refused_by_name(tokenizer) -> None:
     short = tiny_causal("gpt2", ROWS, n_positions=32)
-    with pytest.raises(ValueError, match="row 1 takes .* tokens with its answers, and the model's positions reach 32"):
+    with pytest.raises(ValueError, match=r"row 1 takes .* tokens with its answers, and the model's positions reach 32"):
         read(short, tokenizer, ["x", "dull " * 60], [" positive", " technical issue"])
 
 
