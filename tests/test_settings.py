@@ -175,8 +175,8 @@ def test_signs_run_out_after(answers: str, most: int) -> None:
 def test_the_arena_is_asked_for_its_own_labels_and_answers() -> None:
     assert list(compose(JUDGE).question.labels) == ["model_a", "model_b", "tie"]
     refused("in this order", JUDGE, "question.labels={model_b:A,model_a:B,tie:tie}")
-    refused("both answers must be shown", JUDGE, "question.prompt={prompt} {response_a}")
-    refused("both answers must be shown", JUDGE, "question.prompt={response_a} {response_b} {text}")
+    refused("both answers must be shown", JUDGE, "question.prompt={prompt} {response_a} {options}")
+    refused("both answers must be shown", JUDGE, "question.prompt={response_a} {response_b} {text} {options}")
 
 
 @pytest.mark.parametrize(
