@@ -31,7 +31,7 @@ from models.answer_tree import AnswerTree, Reading
 BUDGET_TOKENS = {"cpu": 1024, "cuda": 16_384}
 # Float32 logits of a batch's read positions, so that many labels times many short texts are no (B, T, V) either.
 HEAD_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
-# A prefix shorter than this costs more in concatenation than it saves.
+# A prefix shorter than this is not worth a pass of its own: every chat template and BOS would make one.
 LEAST_PREFIX = 8
 
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.choices import one_of
 from models.fingerprint import fingerprint, model_files
 from models.gguf_cache import dequantised
+from models.kind_settings import QUANTIZATIONS
 from models.names import has_safetensors, resolve_gguf, resolve_model
 from models.precision import TORCH_NAMES, device_and_precision, own_device
 from models.tasks.tokens import check_tokenizer, restore_nfkc
-
-QUANTIZATIONS = ("none", "nf4")
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,7 @@ def identify_language_model(name: str, *, precision: str = "auto", quantization:
 
 def check_quantization(quantization: str) -> None:
     """Refuse a word that is none of QUANTIZATIONS, and nf4 without bitsandbytes."""
-    if quantization not in QUANTIZATIONS:
-        raise ValueError(f"model.quantization={quantization!r}: expected one of {', '.join(QUANTIZATIONS)}.")
+    one_of("model.quantization", quantization, QUANTIZATIONS)
     if quantization == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
         raise ImportError(
             "model.quantization=nf4 needs bitsandbytes, which is not installed: pip install -e '.[gpu]', "
