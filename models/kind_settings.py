@@ -47,11 +47,18 @@ class TextTask(TaskSettings):
     numbered from 0.
     """
 
-    input_csv: str
+    input_csv: str  # what python -m infer reads
+    train_csv: str | None  # labelled rows to learn from; None: input_csv
     id_column: str | None
     text_column: str
     label_column: str | None
     keep_columns: list[str]  # carried over into the output
+    target_columns: dict[str, str] | None  # label -> column of its share, where a row's label is soft
+
+    @property
+    def labelled_csv(self) -> str:
+        """The table that training reads."""
+        return self.train_csv or self.input_csv
 
     def with_columns(self, columns: list[str]) -> TextTask:
         """This task with `auto` settled by a file's columns."""
@@ -61,6 +68,17 @@ class TextTask(TaskSettings):
             id_column=found["id"] if self.id_column == AUTO else self.id_column,
             label_column=found["label"] if self.label_column == AUTO else self.label_column,
         )
+
+
+@dataclass
+class SkillsTask(TextTask):
+    """Names of skills, each once: a later one that differs by case alone is left out.
+
+    only_column, only_value: rows with another value in that column are left out, where the file has the column.
+    """
+
+    only_column: str | None
+    only_value: str | None
 
 
 @dataclass
@@ -98,5 +116,5 @@ class LanguageModel(ModelSettings):
         one_of("model.quantization", self.quantization, QUANTIZATIONS)
 
 
-TASK_KINDS: dict[str, type[TaskSettings]] = {"arena": ArenaTask, "text": TextTask}
+TASK_KINDS: dict[str, type[TaskSettings]] = {"arena": ArenaTask, "text": TextTask, "skills": SkillsTask}
 MODEL_KINDS: dict[str, type[ModelSettings]] = {"encoder": EncoderModel, "causal": LanguageModel}

@@ -27,24 +27,18 @@ from models.kind_settings import (
     TaskSettings,
     TextTask,
 )
+from models.method_settings import (
+    ARENA_METHODS,
+    ASKED_METHODS,
+    AdapterSettings,
+    GenerationSettings,
+    MethodSettings,
+)
 
-METHODS = ("encoder", "uniform", "prior", "length", "tfidf", "features", "ensemble", "blend", "next_token")
 SCHEDULES = ("linear", "cosine", "constant")
 SWAPS = ("both", "random", "none")
 TRACKS = ("offline", "online", "disabled")
 OUTPUT_ENDINGS = (".parquet", ".csv", ".csv.gz")
-
-
-@dataclass
-class MethodSettings:
-    """How an answer is found: a fine-tuned encoder, a scikit-learn baseline, or a language model's next token."""
-
-    name: str
-    embeddings: str  # features, ensemble: MiniLM cosines; auto uses them where the package is installed
-
-    def __post_init__(self) -> None:
-        one_of("method.name", self.name, METHODS)
-        one_of("method.embeddings", self.embeddings, ("auto", "yes", "no"))
 
 
 @dataclass
@@ -63,7 +57,8 @@ class TrainerSettings:
     warmup_share: float
     schedule: str
     label_smoothing: float
-    swap: str
+    class_weights: Any  # None; balanced: inverse to a label's rows; or a list, one per label
+    swap: str  # of rows that have two orders
     tta: bool  # predictions averaged over both orders of the answers
     precision: str
     activation_checkpointing: bool
@@ -79,10 +74,19 @@ class TrainerSettings:
         one_of("trainer.precision", self.precision, PRECISIONS)
         for key in ("warmup_share", "label_smoothing"):
             within(f"trainer.{key}", getattr(self, key), 0.0, 0.99)
+        _check_class_weights(self.class_weights)
         within("trainer.layer_decay", self.layer_decay, 0.01, 1.0)
         within("trainer.evals_per_epoch", self.evals_per_epoch, 0.01, 1_000)
         for key in ("batch_rows", "accumulation", "predict_batch_rows", "saves_per_eval"):
             within(f"trainer.{key}", getattr(self, key), 1, 1_000_000)
+
+
+def _check_class_weights(weights: Any) -> None:
+    numbers = isinstance(weights, list) and all(isinstance(one, int | float) and one > 0 for one in weights)
+    if weights not in (None, "balanced") and not numbers:
+        raise ValueError(
+            f"trainer.class_weights={weights!r}: expected null, balanced, or a list of numbers above 0, one per label."
+        )
 
 
 @dataclass
@@ -137,19 +141,30 @@ class Settings:
     method: MethodSettings
     question: QuestionSettings
     engine: EngineSettings
+    adapter: AdapterSettings
+    generation: GenerationSettings
     calibration: CalibrationSettings
+    decision: str | None  # a decision.json: what each label's probability counts when one label is chosen
     trainer: TrainerSettings
     folds: FoldSettings
     blend: BlendSettings
     track: TrackSettings
 
     def __post_init__(self) -> None:
-        if self.method.name == "next_token":
-            _check_next_token(self)
-        elif isinstance(self.task, TextTask):
-            raise ValueError(
-                f"method.name={self.method.name} reads the arena task only; task.name=text needs method=next_token."
-            )
+        if self.method.name in ASKED_METHODS:
+            _check_asked(self)
+        if isinstance(self.task, TextTask):
+            if self.method.name in ARENA_METHODS:
+                raise ValueError(
+                    f"method.name={self.method.name} reads the arena task only; task.name={self.task.name} takes "
+                    "next_token, chain_of_thought, adapter, tfidf or embedding_logistic."
+                )
+            if self.question.labels is None:
+                raise ValueError(f"task.name={self.task.name} needs question.labels: the labels, each with its answer.")
+            _check_output(self.output)
+            _check_calibration(self)
+        elif self.method.name in ("embedding_logistic", "chain_of_thought"):
+            raise ValueError(f"method.name={self.method.name} reads texts, not arena rows: task=text or task=skills.")
         if self.method.name == "encoder" and not isinstance(self.model, EncoderModel):
             raise ValueError(
                 f"method.name=encoder needs model.kind=encoder, not {self.model.kind}: model=deberta_v3_small, or "
@@ -185,25 +200,23 @@ class Settings:
         return self.model
 
 
-def _check_next_token(settings: Settings) -> None:
-    """Refuse, before a model is loaded, what the method next_token could not answer."""
-    question, model = settings.question, settings.model
+def _check_asked(settings: Settings) -> None:
+    """Refuse, before a model is loaded, what a language model could not be asked."""
+    method, question, model = settings.method.name, settings.question, settings.model
     if not isinstance(model, LanguageModel):
         raise ValueError(
-            f"method.name=next_token needs model.kind=causal, a language model, not {model.kind} ({model.name}): "
+            f"method.name={method} needs model.kind=causal, a language model, not {model.kind} ({model.name}): "
             "model=smollm2 or model=llama31_8b_instruct."
         )
     for key in ("prompt", "labels"):
         if getattr(question, key) is None:
             raise ValueError(
-                f"method.name=next_token needs question.{key}: the question that the model is asked. "
+                f"method.name={method} needs question.{key}: the question that the model is asked. "
                 "conf/experiment/reviews_soft.yaml is an example."
             )
     if isinstance(settings.task, ArenaTask):
         _check_arena_question(list(question.labels), row_fields(question.prompt or ""))
-    else:
-        _check_output(settings.output)
-    _check_calibration(settings)
+        _check_calibration(settings)
 
 
 def _check_arena_question(labels: list[str], asked: list[str]) -> None:
