@@ -101,6 +101,10 @@ const here = (x, y) => ({
   marker: { size: 11, color: colour("card"), line: { width: 3, color: colour("ink") } },
   cliponaxis: false,
 });
+// A long legend takes its own room, not the curves'.
+const legendLines = Math.max(0, Math.max(curveMethods.length, curveMethods.length < 2 ? curveLabels.length : 0) - 4);
+for (const id of ["chart-roc", "chart-pr"])
+  if ($(id) && legendLines) $(id).style.height = `${360 + 18 * legendLines}px`;
 chart("chart-roc", () => {
   const traces = [
     guess([0, 1], [0, 1]),

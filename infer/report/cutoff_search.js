@@ -176,29 +176,41 @@ $("cutoff-mode").value = size === 2 ? modes.length - 1 : 0;
 chooseMode(Number($("cutoff-mode").value));
 
 const BARS = 20; // every page has these edges among its thresholds
+// What a threshold parts: right from wrong for the likeliest label, one label's rows from the others' for that label.
+function cutoffBars(mode) {
+  if (!data.cutoffs.labelled) return [["rows", "soft", () => true]];
+  if (mode.label === null)
+    return [
+      ["right", "good", (truth, given) => truth === given],
+      ["wrong", "bad", (truth, given) => truth !== given],
+    ];
+  const rest = size === 2 ? LABELS[1 - mode.column] : "another label";
+  return [
+    [`truly ${rest}`, "soft", (truth) => truth !== mode.column],
+    [`truly ${mode.label}`, "c" + (mode.column % 8), (truth) => truth === mode.column],
+  ];
+}
+
 chart("chart-cutoff", () => {
-  const { mode } = state,
-    cells = size * size;
-  const edges = Array.from({ length: BARS + 1 }, (_, at) => at / BARS).map((edge) => nearest(mode, edge));
+  const { mode } = state;
+  const cells = size * size;
+  const edges = Array.from({ length: BARS + 1 }, (_, at) => nearest(mode, at / BARS));
   edges[BARS] = mode.thresholds.length;
-  const rows = LABELS.slice(0, data.cutoffs.labelled ? size : 1).map((_, truth) =>
-    edges.slice(1).map((edge, at) => {
-      let total = 0;
-      for (let cell = truth * size; cell < (truth + 1) * size; cell += 1)
-        total += mode.before[edge * cells + cell] - mode.before[edges[at] * cells + cell];
-      return total;
-    }),
-  );
-  const x = Array.from({ length: BARS }, (_, at) => (at + 0.5) / BARS);
+  const bars = edges.slice(1).map((edge, at) => {
+    const from = edges[at] * cells;
+    return Array.from({ length: cells }, (_, cell) => mode.before[edge * cells + cell] - mode.before[from + cell]);
+  });
   return {
-    traces: rows.map((y, truth) => ({
+    traces: cutoffBars(mode).map(([name, look, counts]) => ({
       type: "bar",
-      x,
-      y,
-      name: data.cutoffs.labelled ? `truly ${LABELS[truth]}` : "rows",
+      x: bars.map((_, at) => (at + 0.5) / BARS),
+      y: bars.map((bar) =>
+        bar.reduce((sum, n, cell) => sum + (counts(Math.floor(cell / size), cell % size) ? n : 0), 0),
+      ),
+      name,
       showlegend: data.cutoffs.labelled,
-      marker: { color: data.cutoffs.labelled ? labelColour(truth) : colour("soft") },
-      hovertemplate: "%{y:,} rows at %{x:.2f}<extra></extra>",
+      marker: { color: colour(look) },
+      hovertemplate: `%{y:,} rows at %{x:.2f}<extra>${name === "rows" ? "" : name}</extra>`,
     })),
     layout: {
       margin: { l: 46, r: 14, t: 26, b: 58, autoexpand: false },

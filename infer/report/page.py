@@ -31,6 +31,7 @@ SCRIPTS = (
     "rows.js",
     "finish.js",
 )
+LABELS_BESIDE = 4  # a larger confusion matrix takes the whole width
 TILES = (
     ("log_loss", "log loss", "nats, lower is better"),
     ("accuracy", "accuracy", "likeliest label is right"),
@@ -69,6 +70,7 @@ def html(report: ReportInput, numbers: Mapping[str, Any]) -> str:
     score = numbers["score"]
     page = {
         "title": escape(report.title),
+        "many": "many" if len(report.predictions.labels) > LABELS_BESIDE else "",
         "summary": summary(report, score),
         "tiles": tiles(score) if score else "",
         "about": about(report),

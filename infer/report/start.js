@@ -74,7 +74,11 @@ let paper = false;
 function paperSize(element) {
   const grid = element.closest(".pair, .trio");
   const columns = !grid || grid.children.length < 2 ? 1 : grid.matches(".trio") ? 3 : 2;
-  const height = element.closest(".plot") ? 240 : element.matches(".tall") ? 300 : 235;
+  const height = element.closest(".plot")
+    ? 240
+    : element.matches(".tall")
+      ? parseInt(element.style.height) || 300
+      : 235;
   return { width: (PAPER.width - (columns - 1) * PAPER.gap) / columns - PAPER.padding, height };
 }
 
