@@ -18,6 +18,7 @@ from infer.report import ArenaFacts, ReportInput, write_report
 from infer.report.__main__ import main
 from infer.report.figures import figures
 from infer.report.rows import most_useful, row_losses, row_table
+from infer.report.run_folder import column_texts
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'> \u2028 \ud800 {{data}}"
 
@@ -231,3 +232,17 @@ def test_a_written_table_becomes_its_report_with_raw_beside_calibrated(tmp_path:
         sharper(rows, 2.0).take(np.arange(40) != 3).log_loss(), abs=1e-5
     )
     assert ["hello there"] in [row[5] for row in data["rows"]["rows"]]
+
+
+@pytest.mark.parametrize(("id_column", "expected"), [("auto", "one"), ("id", "one"), (None, "two"), ("key", "two")])
+def test_texts_are_joined_by_the_id_that_the_task_used(tmp_path: Path, id_column: str | None, expected: str) -> None:
+    (tmp_path / "my.csv").write_text("id,key,text\n1,0,one\n2,1,two\n")
+    assert column_texts(tmp_path / "my.csv", np.array(["1"], dtype=object), "text", id_column) == {"1": expected}
+
+
+def test_texts_of_another_table_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "my.csv").write_text("id,text\n1,one\n")
+    with pytest.raises(ValueError, match="none of the ids, the first of which is 'x'"):
+        column_texts(tmp_path / "my.csv", np.array(["x"], dtype=object), "text", "auto")
+    with pytest.raises(ValueError, match="not 'title'"):
+        column_texts(tmp_path / "my.csv", np.array(["1"], dtype=object), "title", "auto")

@@ -19,6 +19,7 @@ from infer.chunked import LOG_P, P
 from infer.files import read_frame, read_json
 from infer.predictions import OTHER_COLUMN, Predictions
 from infer.report.content import ArenaFacts, ReportInput
+from models.kind_settings import AUTO
 
 ARENA_TEXTS = {"prompt": "prompt", "response_a": "answer a", "response_b": "answer b"}
 Texts = str | Mapping[str, str]
@@ -44,7 +45,7 @@ def from_run(folder: str | Path, *, texts: str | Path | None = None) -> ReportIn
     if task.get("name", "arena") == "arena":
         arena, row_texts = arena_facts(source, heldout, folder)
     elif source.is_file():
-        row_texts = column_texts(source, heldout.ids, task.get("text_column", "text"), task.get("id_column"))
+        row_texts = column_texts(source, heldout.ids, task.get("text_column", "text"), task.get("id_column", AUTO))
     temperature = metrics.get("temperature", 1)
     return ReportInput(
         title=str(config.get("name") or folder.name),
@@ -86,7 +87,7 @@ def from_table(path: str | Path, *, texts: str | Path | None = None, text_column
     predictions = _table(frame[answered], named, probs[answered])
     settings = record.get("identity", {})
     if texts is not None:
-        row_texts = column_texts(Path(texts), predictions.ids, text_column, settings.get("task.id_column"))
+        row_texts = column_texts(Path(texts), predictions.ids, text_column, settings.get("task.id_column", AUTO))
     else:
         kept = frame.loc[answered, text_column] if text_column in frame else []
         row_texts = {row_id: str(text) for row_id, text in zip(predictions.ids, kept, strict=False)}
@@ -127,15 +128,23 @@ def arena_facts(source: Path, table: Predictions, folder: Path) -> tuple[ArenaFa
 
 
 def column_texts(source: Path, ids: np.ndarray, text_column: str, id_column: str | None) -> dict[str, str]:
-    """id -> text of a table's rows; without an id column rows are numbered from 0, as the text task numbers them."""
-    frame = read_frame(source, text=tuple(name for name in (id_column, text_column) if name))
-    if text_column not in frame:
-        raise ValueError(f"{source} has columns {list(frame.columns)}, not '{text_column}'. Name it: --text-column.")
-    if id_column is None and "id" in frame:
-        id_column = "id"
-    names = frame[id_column].astype(str) if id_column in frame else frame.index.astype(str)
+    """id -> text of a table's rows. id_column as the text task has it: auto is `id` where there is one, None no column;
+    rows are numbered from 0 then. Refuses columns that are not there, and ids of which the table has none.
+    """
+    frame = read_frame(source, text=tuple(name for name in (id_column, text_column, "id") if name))
+    if id_column == AUTO:
+        id_column = "id" if "id" in frame else None
+    for name in (text_column, id_column):
+        if name is not None and name not in frame:
+            raise ValueError(f"{source} has columns {list(frame.columns)}, not '{name}'. Name it: --text-column.")
+    names = frame.index.astype(str) if id_column is None else frame[id_column].astype(str)
     wanted = set(ids)
-    return {row_id: str(text) for row_id, text in zip(names, frame[text_column], strict=True) if row_id in wanted}
+    found = {row_id: str(text) for row_id, text in zip(names, frame[text_column], strict=True) if row_id in wanted}
+    if not found:
+        raise ValueError(
+            f"{source} has none of the ids, the first of which is {ids[0]!r}. Give the table of these rows."
+        )
+    return found
 
 
 def _table(frame: pd.DataFrame, named: list[str], probs: np.ndarray) -> Predictions:
