@@ -35,6 +35,12 @@ def test_a_row_gets_the_label_from_the_threshold_on_another_below_the_band_and_a
     assert Cutoff(LABELS, None, 0.75, 0.75).decide(rows).tolist() == ["yes", None, None, "no"]
 
 
+def test_a_probability_of_just_the_threshold_is_high_enough_and_of_just_the_lower_one_is_a_persons() -> None:
+    rows = table(np.array([[0.5, 0.5], [0.75, 0.25]]), ["yes"] * 2)
+    assert Cutoff(LABELS, "yes", 0.5, 0.25).decide(rows).tolist() == ["yes", None]
+    assert Cutoff(LABELS, None, 0.75, 0.75).decide(rows).tolist() == [None, "no"]
+
+
 def test_below_the_threshold_the_likeliest_other_label_is_given() -> None:
     rows = table(np.array([[0.5, 0.2, 0.3], [0.1, 0.2, 0.7]]), ["a", "a"], ("a", "b", "c"))
     assert Cutoff(("a", "b", "c"), "a", 0.6, 0.6).decide(rows).tolist() == ["c", "c"]
