@@ -47,7 +47,7 @@ class Engine:
         self, model: Any, *, vocab_size: int | None = None, budget_tokens: int | None = None, prefix: bool = True,
         sort: bool = True, tree: bool = True, head: bool = True,
     ) -> None:  # fmt: skip
-        self.model = _network(model)
+        self.model = bare_network(model)
         weight = self.model.get_input_embeddings().weight
         self.kind = "cuda" if weight.device.type == "cuda" else "cpu"
         self.dtype = weight.dtype
@@ -83,7 +83,7 @@ class Engine:
         result = Reading(edges, masses)
         if firsts:
             unique = [np.asarray(prompts[at], dtype=np.int64) for at in firsts]
-            with _quiet(self.model), torch.inference_mode():
+            with in_eval_mode(self.model), torch.inference_mode():
                 self._read(unique, np.bincount(same_as), tree, result, progress, lambda row: name(firsts[row]), strays)
             self._redo(unique, tree, result)
         return Reading(edges[same_as], masses[same_as])
@@ -184,7 +184,7 @@ class _OneByOne:
         return torch.cat(parts, dim=1)
 
 
-def _network(model: Any) -> Any:
+def bare_network(model: Any) -> Any:
     """The network itself, with PEFT's adapters in its layers. Refuses adapters that live in the wrapper alone."""
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise ValueError(
@@ -196,7 +196,7 @@ def _network(model: Any) -> Any:
 
 
 @contextmanager
-def _quiet(model: Any) -> Iterator[None]:
+def in_eval_mode(model: Any) -> Iterator[None]:
     """The model without dropout, and back in the mode it was in, module by module."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -62,7 +62,7 @@ def causal_plan(model: Any, longest: np.ndarray, fed: int, *, tree: bool, prefix
     prompt of its length; else on a dozen tokens.
     """
     tree = tree and set(_layer_kinds(model.config)) <= MASKED_LAYERS
-    reach, windows = _looks_back(model.config)
+    reach, windows = looks_back(model.config)
     beyond = len(longest) + fed > reach
     if beyond:
         longest = np.resize(longest, max(len(longest), int(reach) + PROBE_LENGTHS[0]))
@@ -81,7 +81,7 @@ def takes_forest(model: Any, longest: np.ndarray, start_id: int) -> bool:
     settled = _settled.setdefault(model, {})
     key = ("forest", *_state(model))
     if key not in settled:
-        probes, (a, b, c, d) = _probes(model, longest, PROBE_LENGTHS)
+        probes, (a, b, c, d) = probe_prompts(model, longest, PROBE_LENGTHS)
         tree = build_tree([(a, b, c), (a, d, c), (d, a)])
         expected = torch.cat([DecoderPass(model, tree, start_id).logits([probe]) for probe in probes])
         settled[key] = _gives(lambda: ForestPass(model, tree, start_id).logits(probes), expected, model)
@@ -95,7 +95,7 @@ def check_causal(model: Any, longest: np.ndarray) -> None:
     """
     settled = _settled.setdefault(model, {})
     if "causal" not in settled:
-        probes, (a, b, *_) = _probes(model, longest, PROBE_LENGTHS)
+        probes, (a, b, *_) = probe_prompts(model, longest, PROBE_LENGTHS)
         alone, followed = (ChainPass(model, build_tree([path])).logits(probes[:1]) for path in ((a,), (a, b)))
         # Of the logits' size, since to refuse is worse than to be slow. What is not finite (an overflow) says nothing:
         # only a difference refuses.
@@ -148,7 +148,7 @@ def _candidates(tree: bool, prefix: bool, windows: list[tuple[int | None, Any]])
 
 def _settle(model: Any, longest: np.ndarray, candidates: list[Plan], *, tree: bool, beyond: bool) -> Plan:
     lengths = (len(longest), len(longest) - 3) if beyond else PROBE_LENGTHS
-    prompts, (a, b, c, d) = _probes(model, longest, lengths)
+    prompts, (a, b, c, d) = probe_prompts(model, longest, lengths)
     probe = build_tree([(a, b, c), (a, d, c), (d,)] if tree else [(a,)])
     if not candidates:
         return Plan(False, False)
@@ -175,7 +175,7 @@ def _dtype(model: Any) -> Any:
     return model.get_input_embeddings().weight.dtype
 
 
-def _probes(model: Any, longest: np.ndarray, lengths: tuple[int, int]) -> tuple[list[np.ndarray], list[int]]:
+def probe_prompts(model: Any, longest: np.ndarray, lengths: tuple[int, int]) -> tuple[list[np.ndarray], list[int]]:
     """Prompts of these lengths, made of the longest one's tokens and of others, and four different tokens for answers.
 
     A prompt that repeats one token would show no mask's mistake: whatever is seen looks the same.
@@ -214,7 +214,7 @@ def _layer_kinds(config: Any) -> list[str]:
     return sorted(set(getattr(config.get_text_config(), "layer_types", None) or ()))
 
 
-def _looks_back(config: Any) -> tuple[float, list[tuple[int | None, Any]]]:
+def looks_back(config: Any) -> tuple[float, list[tuple[int | None, Any]]]:
     """(tokens within which every layer sees everything, the windowed masks worth trying beyond)."""
     config, kinds = config.get_text_config(), _layer_kinds(config)
     if kinds == ["full_attention"]:
