@@ -73,7 +73,7 @@ def label_tree(paths: Sequence[Ids], owners: Sequence[int] | None = None, *, end
 
 
 class AnswerNetwork(nn.Module):
-    """A causal language model, plain or a PeftModel, whose forward gives (B, L) float32 log P(label's answers | prompt).
+    """A causal language model, plain or a PeftModel; forward gives (B, L) float32 log P(label's answers | prompt).
 
     trees: what may stand behind a prompt; most questions have one. vocab_size: ids from here on are padding of the
     head and take no probability; None: all rows count.
