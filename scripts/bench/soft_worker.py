@@ -171,7 +171,8 @@ def find_facts(setup: Setup, folder: Path) -> Facts:
     source = torch.empty(cells, device=setup.device, dtype=torch.uint8)
     target = torch.empty_like(source)
     return Facts(
-        hardware=hardware(setup), parameters=sum(weight.numel() for weight in model.parameters()), body=body, head=head,
+        hardware=hardware(setup.device, setup.threads),
+        parameters=sum(weight.numel() for weight in model.parameters()), body=body, head=head,
         weight_bytes=(body + head) * model.dtype.itemsize, texts=size.texts, shared_tokens=size.shared,
         own_tokens=size.own_total, inside=size.inside, least_flops=least_flops(size, body, head),
         flops_per_s=2.0 * side**3 / best_seconds(lambda: left @ left, setup.device),
@@ -179,14 +180,14 @@ def find_facts(setup: Setup, folder: Path) -> Facts:
     )  # fmt: skip
 
 
-def hardware(setup: Setup) -> str:
+def hardware(device: str, threads: int) -> str:
     import torch
 
-    if setup.device.startswith("cuda"):
+    if device.startswith("cuda"):
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{setup.threads} threads of {names[0] if names else 'a CPU'}"
+    return f"{threads} threads of {names[0] if names else 'a CPU'}"
 
 
 def best_seconds(work: Callable[[], Any], device: str, tries: int = 10) -> float:
