@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from infer.logs import log
+
 MARKS = " \t\r\n*_#`"  # what a header that the model wrote may be dressed in: **Answer:** Hard
 
 
@@ -45,9 +47,18 @@ def reasoning_figures(notes: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         "tokens": sum(one[0] for one in kept) / rows,
         "cut": sum(one[1] for one in kept) / rows,
         "no_label": sum(one[2] is None for one in kept) / rows,
-        "differs": sum(one[2] is not None and one[2] != one[3] for one in kept) / rows,
+        "differs": sum(None not in one[2:4] and one[2] != one[3] for one in kept) / rows,
         "closed": sum(one[4] is not None for one in kept) / rows,
     }
+
+
+def report_reasoning(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """{"reasoning": figures} of a run's notes, said in the log; {} where they are none of reasoning."""
+    if not notes or "reasoning" not in notes[0]:
+        return {}
+    figures = reasoning_figures(notes)
+    log.info(reasoning_line(figures))
+    return {"reasoning": figures}
 
 
 def reasoning_line(figures: Mapping[str, float]) -> str:

@@ -28,6 +28,7 @@ from infer.logs import log, open_log
 from infer.parts import Parts, finished
 from infer.ranks import from_main, is_main, wait_for_all
 from infer.readers import Reader, asked_fields, identify, load_reader, reader_kind, rotates
+from infer.reasoning_notes import report_reasoning
 from infer.table_summary import report, summarise, summary_columns
 from infer.text_files import LABELS_FILE, NOTES_FILE, kept_notes, write_labels, write_notes
 from infer.thresholds import Decision, read_decision
@@ -156,12 +157,14 @@ def _finish(reading: _Reading, parts: Parts, count: int) -> None:
     extras = parts.extras(count)
     if isinstance(settings.task, SkillsTask):
         write_labels(folder / LABELS_FILE, source, parts.frames(count), settings.text.text_column)
+    beside: dict[str, Any] = {}
     if "notes" in extras[0]:
         write_notes(folder / NOTES_FILE, [one["notes"] for one in extras])
+        beside = report_reasoning([note for one in extras for note in one["notes"]])
     frames = parts.frames(count, summary_columns(source.labels, labelled=source.label_column is not None))
     figures = summarise(frames, source.labels, [one["strays"] for one in extras])
     of_the_reader = {key: value for key, value in extras[0].items() if key not in ("strays", "notes")}
-    parts.merge(count, {"labels": list(source.labels), **of_the_reader, **figures})
+    parts.merge(count, {"labels": list(source.labels), **of_the_reader, **beside, **figures})
 
 
 def _surveyed(settings: Settings, source: RowSource) -> Survey:
