@@ -123,6 +123,7 @@ def test_a_longer_wait_than_allowed_ends_it() -> None:
         (Reply(401, '{"error": {"message": "bad key"}}'), "bad key"),
         (Reply(404, '{"error": {"message": "no such model"}}'), "no such model"),
         (Reply(307, headers={"Location": "http://127.0.0.1:9/v1?key=1"}), "has moved to http://127.0.0.1:9/v1 "),
+        (Reply(302, headers={"Location": "http://127.0.0.1:9/v1"}), "has moved to"),
         (Reply(429, '{"error": {"code": "insufficient_quota", "message": "pay"}}'), "pay"),
     ],
 )

@@ -59,14 +59,15 @@ def test_no_more_than_the_workers_are_under_way() -> None:
     assert 2 <= most <= 3
 
 
-def test_one_refused_row_does_not_stop_the_others() -> None:
+def test_rows_refused_here_and_there_do_not_stop_the_others() -> None:
     def reply(_: int, content: dict) -> Reply:
-        return Reply(400, "bad row") if content["messages"][-1]["content"] == "row 3" else echo(content)
+        number = int(content["messages"][-1]["content"].split()[1])
+        return Reply(400, "bad row") if number % 2 else echo(content)
 
     with serving(reply) as server:
-        found = dict(complete_all(client(server.url), requests(8), workers=2))
-    assert len(found) == 8 and isinstance(found.pop(3), RequestFailed)
-    assert all(isinstance(one, Completion) for one in found.values())
+        found = dict(complete_all(client(server.url), requests(16), workers=1, stop_after=2))
+    assert len(found) == 16
+    assert all(isinstance(one, RequestFailed if key % 2 else Completion) for key, one in found.items())
 
 
 def test_a_server_killed_midway_ends_it_and_loses_no_answer() -> None:
