@@ -1,4 +1,4 @@
-"""The frozen language model of a process, loaded and prepared once, that carries the adapters of one fold after another.
+"""The frozen language model of a process, loaded and prepared once, carrying the adapters of one fold after another.
 
 Knows weights, never a row.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.adapters import add_lora, autocast, check_formats, prepare_frozen
+from models.adapters import add_lora, autocast, check_formats, prepare_frozen, quiet_peft
 from models.causal import LoadedModel, load_language_model
 from models.method_settings import AdapterSettings
 from models.precision import device_and_precision
@@ -63,9 +63,10 @@ class AdapterBase:
 
         model = self.bare()
         first, *others = folders
-        self.carried = PeftModel.from_pretrained(model, str(first), adapter_name="fold0")
-        for number, folder in enumerate(others, start=1):
-            self.carried.load_adapter(str(folder), adapter_name=f"fold{number}")
+        with quiet_peft():
+            self.carried = PeftModel.from_pretrained(model, str(first), adapter_name="fold0")
+            for number, folder in enumerate(others, start=1):
+                self.carried.load_adapter(str(folder), adapter_name=f"fold{number}")
         self.carried.requires_grad_(False)
         return self.carried.eval()
 

@@ -58,7 +58,7 @@ def check_base(folder: Path, name: str, quantization: str) -> dict[str, Any]:
 
 
 def save_adapter(
-    base: AdapterBase, folder: Path, *, adapter: str = "default", tokenizer: Any = None, task: str,
+    carrier: AdapterBase, folder: Path, *, adapter: str = "default", tokenizer: Any = None, task: str,
     labels: Sequence[str], **details: Any,
 ) -> None:  # fmt: skip
     """Write one carried adapter as a checkpoint; the identity, written last, says that it is whole.
@@ -66,19 +66,18 @@ def save_adapter(
     details: what tiebreak.json says beside: question, base, max_tokens, ...
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = tokenizer or base.loaded.tokenizer
+    tokenizer = tokenizer or carrier.loaded.tokenizer
     name_padding(tokenizer)
     tokenizer.save_pretrained(folder)
-    base.carried.peft_config[adapter].base_model_name_or_path = base.loaded.name
+    carrier.carried.peft_config[adapter].base_model_name_or_path = carrier.loaded.name
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         # Without save_embedding_layers peft asks the hub whether a vocabulary has grown.
-        base.carried.save_pretrained(work, selected_adapters=[adapter], save_embedding_layers=False)
+        carrier.carried.save_pretrained(work, selected_adapters=[adapter], save_embedding_layers=False)
         written = Path(work) if adapter == "default" else Path(work) / adapter
         for file in ADAPTER_FILES:
             shutil.move(written / file, folder / file)
-    write_identity(
-        folder, task=task, method="adapter", labels=labels, head=base.head, precision=base.precision, **details
-    )
+    told = {"head": carrier.head, "precision": carrier.precision, **details}
+    write_identity(folder, task=task, method="adapter", labels=labels, **told)
 
 
 def average_adapters(base: AdapterBase, folders: Sequence[Path], name: str = "mean") -> Any:

@@ -7,7 +7,9 @@ own format; embeddings and head stay as they are; what is trained is float32. Kn
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from models.causal import keep_unpacked
@@ -93,7 +95,8 @@ def add_lora(model: Any, settings: AdapterSettings, *, head: str, seed: int) -> 
         if head == "sequence":
             torch.nn.init.normal_(model.score.weight, std=model.config.initializer_range)
         try:
-            return get_peft_model(model, config)
+            with quiet_peft():
+                return get_peft_model(model, config)
         except ValueError as error:
             if "arget modules" not in str(error):
                 raise
@@ -101,6 +104,14 @@ def add_lora(model: Any, settings: AdapterSettings, *, head: str, seed: int) -> 
                 f"adapter.targets={settings.targets} names no layer of {type(model).__name__}. Use all-linear, or such "
                 f"names as {', '.join(_linear_names(model)[:4])}."
             ) from error
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """peft without its use of a property that transformers has renamed: a FutureWarning at every fold."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 def checkpoint_activations(model: Any) -> None:

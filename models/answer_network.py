@@ -31,6 +31,9 @@ from models.tree_rows import Rows, TreeTables
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-6}
 HALF_ROUNDING = 0.05
 PROBE_LENGTHS = (12, 9)
+# Tokens of a packed row at most (its mask is their square), and the share of the padded rows' work it must stay under.
+MOST_PACKED = 8192
+WORTH_PACKING = 0.8
 # What configs call the number of tokens a layer looks back: past it the masks here would show too much.
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window", "local_attention_window")
 MASKED_LAYERS = {"full_attention", "sliding_attention"}
@@ -76,11 +79,14 @@ class AnswerNetwork(nn.Module):
     """A causal language model, plain or a PeftModel; forward gives (B, L) float32 log P(label's answers | prompt).
 
     trees: what may stand behind a prompt; most questions have one. vocab_size: ids from here on are padding of the
-    head and take no probability; None: all rows count.
+    head and take no probability; None: all rows count. pack: prompts that begin alike go through the network as one row
+    where that is less work: the beginning once, no padding.
     """
 
-    def __init__(self, model: nn.Module, trees: Sequence[LabelTree], *, vocab_size: int | None = None) -> None:
+    def __init__(self, model: nn.Module, trees: Sequence[LabelTree], *, vocab_size: int | None = None,
+                 pack: bool = True) -> None:  # fmt: skip
         super().__init__()
+        self.pack = pack
         self.model = model
         self.trees = tuple(trees)
         self.labels = self.trees[0].labels
@@ -101,7 +107,8 @@ class AnswerNetwork(nn.Module):
         tree: (B,) which of the trees stands behind each prompt; None: the first.
         """
         tree = torch.zeros_like(lengths) if tree is None else tree
-        logits = self._logits(self._rows(input_ids, lengths, tree))  # (B, 1 + n, V)
+        logits = self._logits(self._rows(input_ids, lengths, tree))
+        logits = logits.view(len(lengths), 1 + self.tables.fed, -1)  # (B, 1 + n, V), also of prompts packed in one row
         if len(self.trees) == 1:
             return self._label_log_probs(self.trees[0], logits)
         result = logits.new_zeros((len(logits), self.labels), dtype=torch.float32)
@@ -114,11 +121,29 @@ class AnswerNetwork(nn.Module):
         return read_logits(self.plain, rows.rows, rows.columns, use_cache=False, **rows.inputs)  # type: ignore[no-any-return]
 
     def _rows(self, input_ids: torch.Tensor, lengths: torch.Tensor, tree: torch.Tensor) -> Rows:
+        prefix, packed = self._packed(input_ids, lengths)
+        masked = packed or self.tables.fed > 0
+        if masked and self._within_window(input_ids.shape[1] + self.tables.fed) and self.takes_tree():
+            if packed:
+                return self.tables.packed_rows(input_ids, lengths, tree, self._mask_dtype, prefix)
+            return self.tables.tree_rows(input_ids, lengths, tree, self._mask_dtype)
         if not self.tables.fed:
             return self.tables.prompts_alone(input_ids, lengths)
-        if self._within_window(input_ids.shape[1] + self.tables.fed) and self.takes_tree():
-            return self.tables.tree_rows(input_ids, lengths, tree, self._mask_dtype)
         return self.tables.chain_rows(input_ids, lengths, tree)
+
+    def _packed(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> tuple[int, bool]:
+        """(tokens that all prompts begin with, whether one row of all prompts' own tokens is less work than B rows).
+
+        A token costs 12 H of matrices and half a token of attention per token that it may look at.
+        """
+        same = (input_ids == input_ids[:1]).all(dim=0).cumprod(dim=0).sum()
+        prefix = int(torch.minimum(same, lengths.min() - 1)) if self.pack and len(lengths) > 1 else 0
+        if not prefix:
+            return 0, False
+        hidden, width = 12 * self.plain.config.get_text_config().hidden_size, input_ids.shape[1] + self.tables.fed
+        total = prefix + int((lengths - prefix + self.tables.fed).sum())
+        packed, padded = total * (1 + total / hidden), len(lengths) * width * (1 + width / hidden)
+        return prefix, total <= MOST_PACKED and packed < WORTH_PACKING * padded
 
     @property
     def _mask_dtype(self) -> torch.dtype:

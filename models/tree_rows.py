@@ -65,7 +65,7 @@ class TreeTables(nn.Module):
     def tree_rows(self, input_ids: torch.Tensor, lengths: torch.Tensor, tree: torch.Tensor, dtype: torch.dtype) -> Rows:
         """One row per prompt, the nodes of its tree right behind it, under an additive (B, 1, T + n, T + n) mask."""
         count, width = len(input_ids), input_ids.shape[1] + self.fed
-        places = lengths[:, None] + torch.arange(self.fed, device=lengths.device)  # (B, n)
+        places = lengths[:, None] + torch.arange(self.fed, device=lengths.device)  # (B, n), right behind the prompt
         ids = nn.functional.pad(input_ids, (0, self.fed)).scatter(1, places, self.tokens[tree])
         positions = torch.arange(width, device=lengths.device).repeat(count, 1)
         positions = positions.scatter(1, places, lengths[:, None] + self.depths[tree] - 1)
@@ -77,6 +77,36 @@ class TreeTables(nn.Module):
         inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
         columns = torch.cat([lengths[:, None] - 1, places], dim=1)
         return Rows(inputs, _numbers(lengths).expand_as(columns), columns)
+
+    def packed_rows(
+        self, input_ids: torch.Tensor, lengths: torch.Tensor, tree: torch.Tensor, dtype: torch.dtype, prefix: int
+    ) -> Rows:
+        """All prompts in one row without padding, the `prefix` tokens that they share standing there once.
+
+        Each prompt's own tokens see the prefix and themselves alone, at the positions they have in their own rows.
+        """
+        apart = self.tree_rows(input_ids, lengths, tree, torch.float32)
+        ids, seen = apart.inputs["input_ids"], apart.inputs["attention_mask"][:, 0] == 0  # (B, W), (B, W, W)
+        column = torch.arange(ids.shape[1], device=ids.device)
+        own = (column >= prefix) & (column < lengths[:, None] + self.fed)  # (B, W)
+        row, at = own.nonzero(as_tuple=True)  # (S,) the row and column of every token
+        total = prefix + len(row)
+        sees = torch.ones(total, total, dtype=torch.bool, device=ids.device).tril()
+        sees[prefix:, prefix:] = (row[:, None] == row) & seen[row[:, None], at[:, None], at]
+        mask = torch.zeros(total, total, dtype=dtype, device=ids.device)
+        mask = mask.masked_fill_(~sees, torch.finfo(dtype).min)[None, None]
+        places = torch.full_like(own, -1, dtype=torch.long).masked_scatter(
+            own, prefix + torch.arange(len(row), device=ids.device)
+        )
+        # A shorter tree's missing nodes point anywhere: nothing is read there.
+        columns = places.gather(1, apart.columns).clamp(min=0).flatten()[None]
+        positions = apart.inputs["position_ids"]
+        inputs = {
+            "input_ids": torch.cat([ids[0, :prefix], ids[own]])[None],
+            "position_ids": torch.cat([positions[0, :prefix], positions[own]])[None],
+            "attention_mask": mask,
+        }
+        return Rows(inputs, torch.zeros_like(columns), columns)
 
     def chain_rows(self, input_ids: torch.Tensor, lengths: torch.Tensor, tree: torch.Tensor) -> Rows:
         """One plain causal row per prompt and root-to-tip chain of its tree: right for every causal model."""

@@ -83,6 +83,22 @@ def test_every_kind_of_head_and_layer_gives_the_loss_of_its_own_forward(tiny_cau
     same(found, expected, relative=1e-4)  # a recurrence adds up in another order when two chains stand in a batch
 
 
+@pytest.mark.parametrize("answers", [ONE_TOKEN, SEVERAL_TOKENS, SPELLINGS], ids=["one", "several", "spellings"])
+@pytest.mark.parametrize("kind", ["llama_tied", "gemma2", "gpt2", "mamba"])
+def test_prompts_that_begin_alike_go_through_once_and_change_no_gradient(tiny_causal, kind: str, answers) -> None:
+    model = tiny_causal(kind, VOCAB)
+    prompts = [[*range(50, 62), *prompt] for prompt in PROMPTS]
+    tokens = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda module, inputs: tokens.append(inputs[0].numel()))
+    network = AnswerNetwork(model, [label_tree(*answers)])
+    network.takes_tree()
+    tokens.clear()
+    found = loss_and_gradients(model, network(*padded(prompts)))
+    packs = kind != "mamba"
+    assert (tokens == [12 + 7 + 3 + 5 + 3 * network.tables.fed]) is packs
+    same(found, loss_and_gradients(model, full_log_probs(model, prompts, *answers)), relative=1e-4)
+
+
 def test_a_model_that_cannot_take_a_tree_reads_chains(tiny_causal) -> None:
     network, found, expected = both(tiny_causal("mamba", VOCAB), SPELLINGS)
     assert not network.takes_tree()
