@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib
 import json
 import sys
@@ -152,6 +153,30 @@ def test_no_autocast_is_left_around_a_network_that_was_trained() -> None:
     for _ in range(2):
         roads.train(prepared, roads.make_batch(2, 8, TOY.vocab), precision="bf16", steps=1, synchronise=lambda: None)
         assert prepared.network.forward == before
+
+
+def in_use() -> set[int]:
+    """The optimizers that hold moments, by id."""
+    gc.collect()
+    return {id(one) for one in gc.get_objects() if type(one) is torch.optim.AdamW and one.state}
+
+
+def test_a_run_that_fails_leaves_no_optimizer_behind() -> None:
+    """Its moments would be counted to the next size, which might then not fit."""
+    prepared, before = make("ours"), in_use()
+    head = prepared.network.plain.get_output_embeddings()
+    calls: list[int] = []
+
+    def run_out(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:  # behind a whole step
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+
+    handle = head.register_forward_hook(run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        roads.train(prepared, roads.make_batch(2, 8, TOY.vocab), precision="fp32", steps=5, synchronise=lambda: None)
+    handle.remove()
+    assert in_use() <= before
 
 
 def test_only_the_adapters_are_trained_and_there_are_as_many_as_the_arithmetic_says() -> None:

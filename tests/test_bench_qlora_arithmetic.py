@@ -1,4 +1,4 @@
-"""`scripts/bench/qlora_arithmetic.py`: what an 8B Llama needs, as worked out by hand from its config, apart from code."""
+"""`scripts/bench/qlora_arithmetic.py`: what an 8B Llama needs, beside figures worked out by hand from its config."""
 
 from __future__ import annotations
 

@@ -171,8 +171,9 @@ def train(
         arguments = TrainingArguments(
             output_dir=folder, max_steps=MOST_WARM_UP + 1 + steps, per_device_train_batch_size=len(rows),
             learning_rate=1e-4, lr_scheduler_type="constant", fp16=precision == "fp16", bf16=precision == "bf16",
-            use_cpu=not torch.cuda.is_available(), save_strategy="no", logging_steps=1, report_to="none",
-            disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, label_names=["labels"],
+            use_cpu=next(prepared.network.parameters()).device.type == "cpu", save_strategy="no", logging_steps=1,
+            report_to="none", disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False,
+            label_names=["labels"],
         )  # fmt: skip
         if arguments.n_gpu > 1:
             arguments._n_gpu = 1  # nn.DataParallel would share the batch out
