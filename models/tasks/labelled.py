@@ -60,9 +60,8 @@ def read_labelled(
     left_out = dict(reading.survey().left_out)
     if unlabelled:
         left_out["no label"] = unlabelled
-    found = {row.label for row in rows}
-    if len(found) < 2:
-        said = f"{len(rows)} labelled rows" + (f", all {found.pop()}" if found else "")
+    if len({tuple(target) for target in targets}) < 2:
+        said = f"{len(rows)} labelled rows" + (f", all {rows[0].label}" if rows else "")
         raise ValueError(
             f"{source.path} has {said} (left out: {left_out or 'none'}): expected two labels or more to learn from."
         )
