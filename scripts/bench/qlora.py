@@ -25,7 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from qlora_arithmetic import ROADS, parts, total
+from qlora_arithmetic import ROADS, parts, step_flops, total
 from qlora_model import SHAPES, parse_shape
 from qlora_table import tables
 from qlora_worker import LABEL, Setup
@@ -87,6 +87,14 @@ def expected(setup: Setup, cell: dict) -> list[float]:
     return list(total(ranges))
 
 
+def speed(setup: Setup, cell: dict) -> float | None:
+    """Useful matmul TFLOP/s of a step, attention not counted; what a road does beyond them makes it less."""
+    if cell.get("step_s") is None:
+        return None
+    full = ROADS[cell["road"]].full_logits
+    return step_flops(setup.shape, cell["rows"] * cell["length"], cell["rows"], full=full) / cell["step_s"] / 1e12
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All that the run found, as it goes into the JSON file."""
     setup: Setup = options.setup
@@ -104,6 +112,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for cell in cells:
                 cell["expected_gib"] = expected(setup, cell)
                 peak = cell.get("reserved_gib") or cell.get("peak_gib")
+                cell["tflop_per_s"] = speed(setup, cell)
                 cell["fits"] = None if setup.memory_gib is None else peak is not None and peak <= setup.memory_gib
             found["cells"] += cells
         if options.label:

@@ -46,9 +46,8 @@ def build(shape: Shape, *, device: str, precision: str, quantization: str = "nf4
     quantization: nf4 (double quantization), or none. The same seed gives the same weights on the same kind of device.
     """
     import torch
-    from transformers import LlamaForCausalLM
 
-    model = _skeleton(LlamaForCausalLM, shape, precision)
+    model = _skeleton(shape, precision)
     if quantization == "nf4":
         model = _four_bit_layers(model, device, precision)
     generator = torch.Generator(device=device).manual_seed(seed)
@@ -64,9 +63,9 @@ def build(shape: Shape, *, device: str, precision: str, quantization: str = "nf4
     return model.eval()
 
 
-def _skeleton(network: Any, shape: Shape, precision: str) -> Any:
+def _skeleton(shape: Shape, precision: str) -> Any:
     import torch
-    from transformers import LlamaConfig
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
         vocab_size=shape.vocab, hidden_size=shape.hidden, num_hidden_layers=shape.layers,
@@ -75,7 +74,7 @@ def _skeleton(network: Any, shape: Shape, precision: str) -> Any:
         pad_token_id=0, architectures=["LlamaForCausalLM"],
     )  # fmt: skip
     with torch.device("meta"):
-        return network._from_config(config, dtype=torch_dtype(precision), attn_implementation="sdpa")
+        return AutoModelForCausalLM.from_config(config, dtype=torch_dtype(precision), attn_implementation="sdpa")
 
 
 def _four_bit_layers(model: Any, device: str, precision: str) -> Any:
