@@ -19,6 +19,7 @@ from models.precision import TORCH_NAMES
 if TYPE_CHECKING:
     import torch
 
+SEQUENCE_HEAD = "score"  # transformers' name for it; float32, and never in 4 bits
 TASK_TYPES = {"label": "CAUSAL_LM", "sequence": "SEQ_CLS"}
 
 
@@ -56,7 +57,8 @@ def check_formats(model: Any, precision: str) -> None:
                 f"{name} computes in {computes}, expected {dtype}. Load the model with precision={precision}."
             )
         for key, weight in module.named_parameters(recurse=False):
-            wanted = {torch.float32} if weight.requires_grad else {dtype, *([torch.float32] * _is_norm(module))}
+            wanted = {torch.float32} if weight.requires_grad else {dtype}
+            wanted |= {torch.float32} if _is_norm(module) or SEQUENCE_HEAD in name.split(".") else set()
             if weight.is_floating_point() and weight.dtype not in wanted:
                 raise ValueError(
                     f"{name}.{key} is {weight.dtype}, expected {' or '.join(sorted(map(str, wanted)))}. Load the model "
