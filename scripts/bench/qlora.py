@@ -1,7 +1,7 @@
 """What a QLoRA step costs, ours beside the plain road: peak memory and rows/s on a 4-bit Llama with random weights.
 
     python scripts/bench/qlora.py --shape 8b --memory-gib 16 --label --json qlora.json        on a GPU
-    python scripts/bench/qlora.py --shape head --precision fp32 --lengths 512 --rows 8        on a CPU, a minute
+    python scripts/bench/qlora.py --shape head --memory-gib 4 --lengths 512 --rows 8          on a CPU, a few minutes
 
 The model has the shape of Llama-3.1-8B (or --shape), is quantized matrix by matrix, and trains r 16 adapters on all
 linear layers, with activation checkpointing. A road runs in a process of its own; a size that does not fit is a line

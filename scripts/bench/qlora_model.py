@@ -12,7 +12,7 @@ from soft_model import SHAPES as SOFT_SHAPES
 from soft_model import Shape, torch_dtype
 
 SHAPES = SOFT_SHAPES | {
-    # All vocabulary: what reading every position costs shows on a CPU within a minute.
+    # All vocabulary: what reading every position costs shows on a CPU within minutes.
     "head": Shape(128_256, 256, 2, 4, 2, 704),
 }
 POSITIONS = 8_192
