@@ -160,7 +160,8 @@ def _finish(reading: _Reading, parts: Parts, count: int) -> None:
     beside: dict[str, Any] = {}
     if "notes" in extras[0]:
         write_notes(folder / NOTES_FILE, [one["notes"] for one in extras])
-        beside = report_reasoning([note for one in extras for note in one["notes"]])
+        if reader_kind(settings) == "reasoning":
+            beside = report_reasoning([note for one in extras for note in one["notes"]])
     frames = parts.frames(count, summary_columns(source.labels, labelled=source.label_column is not None))
     figures = summarise(frames, source.labels, [one["strays"] for one in extras])
     of_the_reader = {key: value for key, value in extras[0].items() if key not in ("strays", "notes")}

@@ -171,7 +171,7 @@ def test_a_task_without_labels_to_learn_from_is_refused(tmp_path: Path, changes:
 
 def test_a_table_with_one_label_only_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "s.csv", "Skill,label\nPython,Hard\nGo,Hard\nTact,\n")
-    with pytest.raises(ValueError, match="has 2 labelled rows, all Hard .left out: .*no label.*two labels or more"):
+    with pytest.raises(ValueError, match=r"has 2 labelled rows, all Hard .left out: .*no label.*two labels or more"):
         read_labelled(task_of(path), LABELS)
 
 

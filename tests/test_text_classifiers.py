@@ -74,7 +74,7 @@ def test_the_strength_is_the_one_with_the_least_inner_loss() -> None:
 
 
 def test_rows_and_labels_that_differ_in_number_are_refused() -> None:
-    with pytest.raises(ValueError, match="90 rows and .3,. labels were given"):
+    with pytest.raises(ValueError, match=r"90 rows and .3,. labels were given"):
         UniformTexts(LABELS).fit(rows, [0, 1, 2])
     with pytest.raises(ValueError, match="0 rows"):
         PriorTexts(LABELS).fit([], [])

@@ -131,7 +131,7 @@ def test_a_decision_of_other_labels_and_a_damaged_file_are_refused(tmp_path: Pat
     write_decision(path, Decision(LABELS, np.ones(3), "macro_f1", 9, 0.5, 0.6))
     with pytest.raises(ValueError, match="labels Hard, Soft, Unknown, not Soft, Hard, Unknown in this order"):
         read_decision(path, ("Soft", "Hard", "Unknown"))
-    with pytest.raises(FileNotFoundError, match="expected a decision.json"):
+    with pytest.raises(FileNotFoundError, match="expected a decision"):
         read_decision(tmp_path / "none.json", LABELS)
     for content in ("{", '{"format": 1}', "[]"):
         path.write_text(content)
