@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,8 @@ PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 BOS, HEADER_START, HEADER_END, TURN_END = 128000, 128006, 128007, 128009
+# Not among the other packages: it brings a top-level package `models`, which would stand before ours.
+INSTALL = "pip install --no-deps --target .venv/llama-models llama-models==0.3.0 && pip install tiktoken"
 PINNED = "Today Date: 26 Jul 2024"
 
 
@@ -35,9 +38,9 @@ def special_tokens() -> list[str]:
 @pytest.fixture(scope="module")
 def llama() -> Any:
     """The tokenizer as AutoTokenizer gives it for Llama-3.1-8B-Instruct, made from Meta's ranks and its template."""
-    for name in ("llama_models", "tiktoken"):
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed: bash scripts/setup.sh installs it")
+    ranks = Path(sys.prefix) / "llama-models" / "llama_models" / "llama3" / "tokenizer.model"
+    if not ranks.is_file() or importlib.util.find_spec("tiktoken") is None:
+        pytest.skip(f"{ranks} or tiktoken is not installed: {INSTALL}")
     template = SHARED / "models" / "llama-3.1-chat-template" / "chat_template.jinja"
     if not template.is_file():
         pytest.skip("Llama-3.1's chat template is not beside this checkout (../shared/models)")
@@ -45,9 +48,6 @@ def llama() -> Any:
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
-    found = importlib.util.find_spec("llama_models")  # not imported: it wants packages that nobody needs here
-    assert found is not None and found.submodule_search_locations
-    ranks = Path(found.submodule_search_locations[0]) / "llama3" / "tokenizer.model"
     backend = TikTokenConverter(
         vocab_file=str(ranks), pattern=PATTERN, extra_special_tokens=special_tokens()
     ).converted()
