@@ -25,8 +25,11 @@ def find_last_block(model: Any, ids: torch.Tensor, rows: torch.Tensor, columns: 
     """The block that runs last, and what of it needs run only on what is read; None where there is nothing.
 
     ids: (B, T), read at [rows, columns], (R, C): some positions of every row, and not its first ones. The model is
-    run once, its last block once for each part that is tried.
+    run once, its last block once for each part that is tried. What torch.compile made need not heed hooks, and
+    is left alone.
     """
+    if any(getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod") for module in model.modules()):
+        return None
     with _recorded(_last_of_lists(model)) as calls:
         model(input_ids=ids, use_cache=False)
     if not calls or calls[-1].times != 1:  # none, or one that runs again and again

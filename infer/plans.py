@@ -158,6 +158,8 @@ def _settle(model: Any, longest: np.ndarray, candidates: list[Plan], *, tree: bo
     lengths = (len(longest), len(longest) - 3) if beyond else PROBE_LENGTHS
     prompts, (a, b, c, d) = _probes(model, longest, lengths)
     probe = build_tree([(a, b, c), (a, d, c), (d,)] if tree else [(a,)])
+    if not candidates and not trim:
+        return Plan(False, False)
     expected = torch.cat([ChainPass(model, probe).logits([prompt]) for prompt in prompts])
     first = len(longest) // 2 if beyond else PROBE_PREFIX
 
@@ -174,6 +176,14 @@ def _settle(model: Any, longest: np.ndarray, candidates: list[Plan], *, tree: bo
 
 def _last_block(model: Any, longest: np.ndarray) -> LastBlock | None:
     """What of the last block needs run only on what is read; None where it cannot be told."""
+    settled, key = _settled.setdefault(model, {}), ("last", *_state(model))
+    if key not in settled:
+        settled[key] = _find_last_block(model, longest)
+    found: LastBlock | None = settled[key]
+    return found
+
+
+def _find_last_block(model: Any, longest: np.ndarray) -> LastBlock | None:
     prompts, _ = _probes(model, longest, PROBE_LENGTHS)
     ids = padded(prompts).to(model.get_input_embeddings().weight.device)
     columns = torch.tensor([[len(prompt) - 1] for prompt in prompts])

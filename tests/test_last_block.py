@@ -173,11 +173,19 @@ def test_adapters_in_the_last_block_are_read(settled_first: bool) -> None:
     assert last is not None and "mlp" in last.modules
 
 
-def test_a_network_of_no_blocks_has_no_last_one() -> None:
-    ids, at = torch.full((2, 6), 7), torch.tensor([[0], [1]])
+BATCH = (torch.full((2, 6), 7), torch.tensor([[0], [1]]), torch.full((2, 1), 5))  # ids, rows, columns
 
+
+def test_a_compiled_network_is_left_alone() -> None:
+    whole, inside = torch.compile(tiny_causal("llama", ROWS), backend="eager"), tiny_causal("llama", ROWS)
+    inside.model.layers[0].compile(backend="eager")
+    assert find_last_block(whole, *BATCH) is None
+    assert find_last_block(inside, *BATCH) is None
+
+
+def test_a_network_of_no_blocks_has_no_last_one() -> None:
     class Bag(nn.Module):
         def forward(self, input_ids, use_cache):
             return input_ids
 
-    assert find_last_block(Bag(), ids, at, torch.full((2, 1), 5)) is None
+    assert find_last_block(Bag(), *BATCH) is None
