@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from infer.last_block import LastBlock, only_read, position_wise
+from infer.passes import only_rows
 
 # Of the largest number: other kernels for fewer rows round otherwise, in half precision too. NaN is what decides.
 ROUNDING = 0.05
@@ -30,7 +31,7 @@ def find_last_block(model: Any, ids: torch.Tensor, rows: torch.Tensor, columns: 
     """
     if any(getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod") for module in model.modules()):
         return None
-    with _recorded(_last_of_lists(model)) as calls:
+    with only_rows(model, rows, columns), _recorded(_last_of_lists(model)) as calls:
         model(input_ids=ids, use_cache=False)
     if not calls or calls[-1].times != 1:  # none, or one that runs again and again
         return None

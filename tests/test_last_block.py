@@ -185,6 +185,9 @@ def test_a_compiled_network_is_left_alone() -> None:
 
 def test_a_network_of_no_blocks_has_no_last_one() -> None:
     class Bag(nn.Module):
+        def get_output_embeddings(self):
+            return None
+
         def forward(self, input_ids, use_cache):
             return input_ids
 
