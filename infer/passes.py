@@ -12,14 +12,16 @@ the head is chosen here, by a hook that hands it the hidden states of the nodes 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from infer.last_block import LastBlock, only_read
+from models import narrow_head
 from models.answer_tree import AnswerTree
-from models.narrow_head import only_rows, read_logits
 
 
 class Pass(Protocol):
@@ -38,11 +40,12 @@ class SharedPrefix:
     Raises TypeError where the model keeps anything but plain keys and values per layer (recurrent states).
     """
 
-    def __init__(self, model: Any, ids: np.ndarray) -> None:
+    def __init__(self, model: Any, ids: np.ndarray, *, last: LastBlock | None = None) -> None:
         self.ids = np.asarray(ids, dtype=np.int64)
         cache = DynamicCache()  # without the config: full layers, also where the model's own would forget
         inputs = torch.as_tensor(self.ids, device=model.get_input_embeddings().weight.device)[None]
-        with only_rows(model, torch.zeros(1, 1, dtype=torch.long), torch.full((1, 1), len(ids) - 1)):
+        row, column = torch.zeros(1, 1, dtype=torch.long), torch.full((1, 1), len(ids) - 1)  # nothing is read: one is
+        with narrow_head.only_rows(model, row, column), only_read(model, last, row, column, (1, len(ids))):
             cache = model(input_ids=inputs, past_key_values=cache, use_cache=True).past_key_values
         layers = getattr(cache, "layers", None)
         if not layers or any(type(layer) is not DynamicLayer or layer.get_seq_length() != len(ids) for layer in layers):
@@ -75,6 +78,16 @@ class _PrefixLayer(DynamicLayer):
         return keys, values
 
 
+def read_logits(
+    model: Any, rows: torch.Tensor, columns: torch.Tensor, *, narrow: bool = True, last: LastBlock | None = None,
+    **inputs: Any,
+) -> Any:  # fmt: skip
+    """models.narrow_head.read_logits; last: what of the last block runs on the read positions only."""
+    shape = tuple(inputs["input_ids"].shape)
+    with nullcontext() if last is None else only_read(model, last, rows, columns, shape):
+        return narrow_head.read_logits(model, rows, columns, narrow=narrow, **inputs)
+
+
 class TreePass:
     """One row per prompt: its tokens, then the tree's nodes at the columns behind the longest prompt of the batch.
 
@@ -85,9 +98,9 @@ class TreePass:
 
     def __init__(
         self, model: Any, tree: AnswerTree, prefix: SharedPrefix | None = None, *, narrow: bool = True,
-        window: int | None = None, layer_types: dict[str, bool] | None = None,
+        last: LastBlock | None = None, window: int | None = None, layer_types: dict[str, bool] | None = None,
     ) -> None:  # fmt: skip
-        self.model, self.tree, self.prefix, self.narrow = model, tree, prefix, narrow
+        self.model, self.tree, self.prefix, self.narrow, self.last = model, tree, prefix, narrow, last
         self.window, self.layer_types = window, layer_types
         self.before = 0 if prefix is None else len(prefix)
         self.device = model.get_input_embeddings().weight.device
@@ -112,6 +125,7 @@ class TreePass:
             torch.arange(len(ids))[:, None].expand_as(columns),
             columns,
             narrow=self.narrow,
+            last=self.last,
             input_ids=ids.to(self.device),
             attention_mask=self._masks(lengths, longest, positions),
             position_ids=positions.to(self.device),
@@ -151,9 +165,10 @@ class ChainPass:
     """
 
     def __init__(
-        self, model: Any, tree: AnswerTree, prefix: SharedPrefix | None = None, *, narrow: bool = True
-    ) -> None:
-        self.model, self.tree, self.prefix, self.narrow = model, tree, prefix, narrow
+        self, model: Any, tree: AnswerTree, prefix: SharedPrefix | None = None, *, narrow: bool = True,
+        last: LastBlock | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.tree, self.prefix, self.narrow, self.last = model, tree, prefix, narrow, last
         self.device = model.get_input_embeddings().weight.device
         self.chains = tree.chains()
         self.seen_at = first_visits(self.chains, tree.fed)
@@ -171,7 +186,8 @@ class ChainPass:
         inputs: dict[str, Any] = {"input_ids": ids.to(self.device), "use_cache": False}
         if self.prefix is not None:
             inputs |= {"past_key_values": self.prefix.cache(), "use_cache": True}
-        return read_logits(self.model, rows, lengths[:, None] - 1 + depth, narrow=self.narrow, **inputs)
+        columns = lengths[:, None] - 1 + depth
+        return read_logits(self.model, rows, columns, narrow=self.narrow, last=self.last, **inputs)
 
 
 def first_visits(chains: list[list[int]], fed: int) -> list[tuple[int, int]]:

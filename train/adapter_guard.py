@@ -58,7 +58,7 @@ def adapters_without_gradient(model: Any) -> list[str]:
 
 
 def layers_without_gradient(model: Any) -> list[str]:
-    """Names of frozen layers under adapters through which a random input gets no gradient."""
+    """Names of frozen layers under adapters through which a random input gets no gradient, or a made-up one."""
     import torch
 
     layers = [(name, module.base_layer) for name, module in model.named_modules() if hasattr(module, "base_layer")]
@@ -67,6 +67,9 @@ def layers_without_gradient(model: Any) -> list[str]:
     dead = []
     for name, layer in layers[::step]:
         weight = layer.weight
+        if getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False):
+            dead.append(name)  # re-packed for prediction: there is no backward pass, whatever this CPU makes of it
+            continue
         dtype = getattr(layer, "compute_dtype", None) or weight.dtype
         probe = torch.randn(1, 2, layer.in_features, device=weight.device, dtype=dtype, requires_grad=True)
         with torch.enable_grad():

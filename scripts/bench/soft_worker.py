@@ -148,6 +148,7 @@ class Facts:
     hardware: str
     parameters: int
     body: int
+    last: int
     head: int
     weight_bytes: int
     texts: int
@@ -164,7 +165,7 @@ def find_facts(setup: Setup, folder: Path) -> Facts:
     import torch
 
     model, tokenizer = load(setup, folder)
-    body, head = weights(model)
+    body, last, head = weights(model)
     size = job_size(Job.load(folder / "job.json"), tokenizer)
     side, cells = (8_192, 2**29) if setup.device.startswith("cuda") else (1_024, 2**26)
     left = torch.randn(side, side, device=setup.device, dtype=torch_dtype(setup.precision))
@@ -172,9 +173,9 @@ def find_facts(setup: Setup, folder: Path) -> Facts:
     target = torch.empty_like(source)
     return Facts(
         hardware=hardware(setup.device, setup.threads),
-        parameters=sum(weight.numel() for weight in model.parameters()), body=body, head=head,
-        weight_bytes=(body + head) * model.dtype.itemsize, texts=size.texts, shared_tokens=size.shared,
-        own_tokens=size.own_total, inside=size.inside, least_flops=least_flops(size, body, head),
+        parameters=sum(weight.numel() for weight in model.parameters()), body=body, last=last, head=head,
+        weight_bytes=(body + last + head) * model.dtype.itemsize, texts=size.texts, shared_tokens=size.shared,
+        own_tokens=size.own_total, inside=size.inside, least_flops=least_flops(size, body, last, head),
         flops_per_s=2.0 * side**3 / best_seconds(lambda: left @ left, setup.device),
         bytes_per_s=2.0 * cells / best_seconds(lambda: target.copy_(source), setup.device),
     )  # fmt: skip
