@@ -62,14 +62,15 @@ def in_batches(
     *,
     progress: bool = False,
     name: Callable[[int], str] = str,
+    doing: str = "reading",
 ) -> int:
-    """Call work(rows) for every batch of `order`; the budget that was enough in the end.
+    """Call work(rows) for every batch of `order`; the budget that was enough in the end. doing: for the progress bar.
 
     Out of memory halves the budget, and the work goes on from the batch that failed. Raises MemoryError with
     `name(row)` where a single row does not fit.
     """
     done = 0
-    with tqdm(total=len(order), desc="reading", unit="row", delay=3, leave=False, disable=not progress or None) as bar:
+    with tqdm(total=len(order), desc=doing, unit="row", delay=3, leave=False, disable=not progress or None) as bar:
         while done < len(order):
             for rows in batches(order[done:], tokens, budget_tokens):
                 try:

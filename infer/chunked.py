@@ -21,11 +21,12 @@ from infer.predictions import OTHER_COLUMN
 from infer.ranks import is_main, wait_for_all, world_size
 
 if TYPE_CHECKING:
-    from infer.label_reader import LabelReader, LabelReading
+    from infer.label_reader import LabelReading
+    from infer.readers import Reader
 
 P, LOG_P = "p_", "logp_"
 
-Read = Callable[["LabelReader", int, Sequence[Any]], tuple[pd.DataFrame, Mapping[str, Any]]]
+Read = Callable[[Any, int, Sequence[Any]], tuple[pd.DataFrame, Mapping[str, Any]]]
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def open_parts(output: Path, identity: Mapping[str, Any], schema: Any) -> Iterat
 def fill_parts(
     parts: Parts,
     chunks: Iterable[tuple[int, Sequence[Any]]],
-    reader: Callable[[], LabelReader],
+    reader: Callable[[], Reader],
     read: Read,
     *,
     rows: int,
@@ -50,7 +51,7 @@ def fill_parts(
     reader: loads the model; not called where every part is there. read: (reader, number of the chunk, its rows) -> its
     frame and the extras kept beside it. rows: of all chunks, for the progress bar.
     """
-    loaded: LabelReader | None = None
+    loaded: Reader | None = None
     count, done, kept, started = 0, 0, 0, time.monotonic()
     with tqdm(total=rows, desc="reading", unit="row", disable=not is_main() or None) as bar:
         for number, chunk in chunks:
@@ -79,17 +80,21 @@ def probability_columns(labels: Sequence[str], *, spread: bool) -> list[str]:
     return [*named, *(["spread"] if spread else []), *(LOG_P + label for label in labels), "cut_share"]
 
 
-def probability_frame(reading: LabelReading, labels: Sequence[str], probs: np.ndarray) -> pd.DataFrame:
+def probability_frame(
+    reading: LabelReading, labels: Sequence[str], probs: np.ndarray, weights: np.ndarray | None = None
+) -> pd.DataFrame:
     """The columns of probability_columns; only cut_share and what is finite of logp_ where the row has no answer.
 
     probs: (N, L), what stands in the p_ columns (calibrated, say); a row of NaN has no answer. logp_ is always raw.
+    weights: (L,) what each label's probability counts when one is chosen; None: the likeliest is.
     """
     probs = np.asarray(probs, dtype=np.float32)  # as they are kept: the likeliest label is that of the numbers shown
     answered = np.isfinite(probs).all(axis=1)
     columns: dict[str, Any] = {P + label: probs[:, at] for at, label in enumerate(labels)}
     columns[OTHER_COLUMN] = np.where(answered, reading.other, np.nan)
-    columns["predicted"] = np.where(answered, np.array(labels, dtype=object)[probs.argmax(axis=1)], None)
-    columns["confidence"] = probs.max(axis=1)
+    chosen = (probs if weights is None else probs * weights).argmax(axis=1)
+    columns["predicted"] = np.where(answered, np.array(labels, dtype=object)[chosen], None)
+    columns["confidence"] = np.take_along_axis(probs, chosen[:, None], axis=1)[:, 0]
     if reading.spread is not None:
         columns["spread"] = reading.spread
     columns |= {LOG_P + label: reading.log_probs[:, at] for at, label in enumerate(labels)}

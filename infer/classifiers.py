@@ -5,11 +5,13 @@ Knows which class stands behind a method's name; every one of them has predict_p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from models.checkpoint import read_identity, write_identity
-from models.settings import MethodSettings
+from models.method_settings import MethodSettings
+from models.tasks.arena import LABELS
 
 EMBEDDINGS = {"auto": None, "yes": True, "no": False}  # None: where the package is installed
 
@@ -22,31 +24,53 @@ def _kinds() -> dict[str, Any]:
     return {"uniform": Uniform, "prior": ClassPrior, **learn}
 
 
-def make_classifier(method: MethodSettings, *, seed: int) -> Any:
-    """An unfitted classifier with fit(rows); the encoder, which needs a training loop, is made by train.fold."""
-    kinds = _kinds()
+def _text_kinds() -> dict[str, Any]:
+    from infer.text_classifiers import KINDS
+
+    return KINDS
+
+
+def make_classifier(method: MethodSettings, *, seed: int, labels: Sequence[str] = LABELS) -> Any:
+    """An unfitted classifier with fit(rows), or fit(rows, label_index) for texts: labels other than the arena's.
+
+    A network, which needs a training loop, is made by train.learners.
+    """
+    of_texts = tuple(labels) != LABELS
+    kinds = _text_kinds() if of_texts else _kinds()
     if method.name not in kinds:
         raise ValueError(f"method.name={method.name!r} does not learn by fit(rows); those that do: {', '.join(kinds)}.")
     kind = kinds[method.name]
+    if of_texts:
+        return kind(labels, seed=seed)
     if method.name in ("features", "ensemble"):
         return kind(seed=seed, embeddings=EMBEDDINGS[method.embeddings])
     return kind()
 
 
-def save_classifier(classifier: Any, folder: Path, *, method: str) -> None:
+def save_classifier(classifier: Any, folder: Path, *, task: str, method: str) -> None:
     """Write the checkpoint of a method that learnt by fit; the identity comes last and says that it is whole."""
     classifier.save(folder)
-    write_identity(folder, task="arena", method=method)
+    write_identity(folder, task=task, method=method, labels=getattr(classifier, "labels", LABELS))
 
 
-def load_classifier(folder: Path) -> Any:
-    """The classifier of a checkpoint folder. Raises ValueError for another task or label order, see read_identity."""
-    method = read_identity(folder)["method"]
+def load_classifier(folder: Path, *, task: str | None = None, labels: Sequence[str] | None = None) -> Any:
+    """The classifier of a checkpoint folder. task, labels: what it must be for; None takes any, see read_identity.
+
+    Raises ValueError for another task or label order, or a method that this version does not know.
+    """
+    identity = read_identity(folder, task=task, labels=labels)
+    method = identity["method"]
     if method == "encoder":
         from infer.encoder import EncoderClassifier
 
         return EncoderClassifier.load(folder)
-    kinds = _kinds()
+    if method == "adapter":
+        from infer.adapter import AdapterClassifier
+
+        return AdapterClassifier.load(folder)
+    if identity["task"] == "arena":
+        read_identity(folder, labels=LABELS)
+    kinds = _kinds() if identity["task"] == "arena" else _text_kinds()
     if method not in kinds:
         raise ValueError(
             f"{folder} was made by the method {method!r}, which this version does not know. Update tiebreak."

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from infer.passes import first_visits, padded, read_logits
+from infer.passes import first_visits, padded
 from models.answer_tree import AnswerTree
+from models.narrow_head import read_logits
 
 
 class ForestPass:

@@ -118,6 +118,7 @@ class EncoderClassifier:
             folder,
             task="arena",
             method="encoder",
+            labels=LABELS,
             base=self.base,
             head=self.reader.head,
             budget_tokens=self.reader.budget_tokens,
@@ -131,7 +132,7 @@ class EncoderClassifier:
         """The classifier of a checkpoint folder; needs nothing outside it. Raises ValueError, see read_identity."""
         from safetensors.torch import load_file
 
-        identity = read_identity(folder)
+        identity = read_identity(folder, task="arena", labels=LABELS)
         tokenizer = load_tokenizer(folder)
         stored = identity["feature_scale"]
         scale = None if stored is None else FeatureScale(np.array(stored["mean"]), np.array(stored["deviation"]))

@@ -1,11 +1,14 @@
 """Exact log-probabilities of an answer tree behind many prompts, each token computed once.
 
-    floor per prompt = 2 W (S + n + P / N) + 2 V H (1 + n)   FLOPs: W body weights, S own tokens, P shared prefix,
-                                                             n tree nodes, V H the head's weights
+    floor per prompt = 2 W (S + n + P / N) + 2 (W' + V H)(1 + n)   FLOPs
+
+    S own tokens, P shared prefix, N prompts, n tree nodes; V H the head's weights, W' those of the last block but for
+    its keys and values, W all others of the body
 
 Prompts that are equal are read once; the prefix that all share is computed once; the rest goes longest first, in
-batches of a token budget; the tree stands behind each prompt in the same forward pass; the head sees only what is
-read. Which of this a model can take is checked against plain unpadded passes before it is used, not assumed.
+batches of a token budget; the tree stands behind each prompt in the same forward pass; the head, and of the last
+block all but keys and values, sees only what is read. Which of this a model can take is checked against plain unpadded
+passes before it is used, not assumed.
 
 Knows token ids, never text. Holds for any transformers model with a language-model head, causal or encoder-decoder.
 """
@@ -22,7 +25,7 @@ import torch
 
 from infer.batching import common_prefix, distinct, in_batches, is_out_of_memory
 from infer.decoder_passes import DecoderPass, ForestPass
-from infer.passes import ChainPass, Pass, SharedPrefix
+from infer.passes import ChainPass, Pass
 from infer.plans import causal_plan, check_causal, positions, start_token, steady_reach, takes_forest
 from infer.tree_log_probs import read_tree
 from models.answer_tree import AnswerTree, Reading
@@ -40,20 +43,20 @@ class Engine:
 
     vocab_size: ids from here on are padding of the head, no tokens: they take no probability. None: all rows count.
     budget_tokens: tokens of a batch, padding included; halved for good when memory runs out.
-    prefix, sort, tree, head: the ideas by which it is fast; each can be switched off to measure what it is worth.
+    prefix, sort, tree, head, trim: the ideas by which it is fast; each can be switched off to measure what it is worth.
     """
 
     def __init__(
         self, model: Any, *, vocab_size: int | None = None, budget_tokens: int | None = None, prefix: bool = True,
-        sort: bool = True, tree: bool = True, head: bool = True,
+        sort: bool = True, tree: bool = True, head: bool = True, trim: bool = True,
     ) -> None:  # fmt: skip
-        self.model = _network(model)
+        self.model = bare_network(model)
         weight = self.model.get_input_embeddings().weight
         self.kind = "cuda" if weight.device.type == "cuda" else "cpu"
         self.dtype = weight.dtype
         self.vocab_size = vocab_size
         self.budget_tokens = budget_tokens or BUDGET_TOKENS[self.kind]
-        self.prefix, self.sort, self.tree, self.head = prefix, sort, tree, head
+        self.prefix, self.sort, self.tree, self.head, self.trim = prefix, sort, tree, head, trim
         self.seq2seq = bool(self.model.config.is_encoder_decoder)
 
     def read(
@@ -83,7 +86,7 @@ class Engine:
         result = Reading(edges, masses)
         if firsts:
             unique = [np.asarray(prompts[at], dtype=np.int64) for at in firsts]
-            with _quiet(self.model), torch.inference_mode():
+            with in_eval_mode(self.model), torch.inference_mode():
                 self._read(unique, np.bincount(same_as), tree, result, progress, lambda row: name(firsts[row]), strays)
             self._redo(unique, tree, result)
         return Reading(edges[same_as], masses[same_as])
@@ -154,8 +157,9 @@ class Engine:
         longest = max(prompts, key=len)
         shared = common_prefix(prompts) if self.prefix and len(prompts) > 1 else 0
         shared = shared if shared >= LEAST_PREFIX else 0
-        plan = causal_plan(self.model, longest, tree.fed, tree=self.tree and tree.fed > 0, prefix=bool(shared))
-        prefix = SharedPrefix(self.model, longest[:shared]) if shared and plan.prefix else None
+        forked = self.tree and tree.fed > 0
+        plan = causal_plan(self.model, longest, tree.fed, tree=forked, prefix=bool(shared), trim=self.trim)
+        prefix = plan.share(self.model, longest[:shared]) if shared and plan.prefix else None
         return plan.make(self.model, tree, prefix, narrow=self.head), 0 if prefix is None else len(prefix)
 
     def _decoder_way(self, prompts: list[np.ndarray], tree: AnswerTree) -> Pass:
@@ -184,7 +188,7 @@ class _OneByOne:
         return torch.cat(parts, dim=1)
 
 
-def _network(model: Any) -> Any:
+def bare_network(model: Any) -> Any:
     """The network itself, with PEFT's adapters in its layers. Refuses adapters that live in the wrapper alone."""
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise ValueError(
@@ -196,7 +200,7 @@ def _network(model: Any) -> Any:
 
 
 @contextmanager
-def _quiet(model: Any) -> Iterator[None]:
+def in_eval_mode(model: Any) -> Iterator[None]:
     """The model without dropout, and back in the mode it was in, module by module."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -85,3 +85,11 @@ def _drawn_auc(times: np.ndarray, units: np.ndarray, positive: np.ndarray, begin
     pairs = true.sum(axis=1) * false.sum(axis=1)
     with np.errstate(invalid="ignore"):
         return np.where(pairs > 0, (true * (below + false / 2)).sum(axis=1) / pairs, np.nan)
+
+
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """95 % interval of a share of which `right` of `count` were seen. Source: Wilson 1927, no continuity correction."""
+    from scipy.stats import binomtest
+
+    found = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)

@@ -21,8 +21,8 @@ from infer.logs import log
 from infer.parts import finished
 from infer.predictions import OTHER_COLUMN, Predictions, swap_average
 from infer.ranks import from_main, is_main, wait_for_all
+from infer.readers import identify, load_label_reader, rotates
 from infer.table_summary import report, summarise, summary_columns
-from infer.text_run import load_reader, question_identity, rotates
 from models.settings import Settings
 from models.tasks.arena import LABELS, SWAP, ArenaRow
 
@@ -44,7 +44,7 @@ def judge(rows: Sequence[ArenaRow], settings: Settings, out: Path) -> Prediction
             "orders as they are. Set both to null."
         )
     output = out / "judge.parquet"
-    identity = {**question_identity(settings), "input": input_identity(settings.arena.test_csv), "rows": len(rows)}
+    identity = {**identify(settings), "input": input_identity(settings.arena.test_csv), "rows": len(rows)}
     if from_main(is_main() and finished(output, identity)):
         log.info(f"{output} is finished already")
     else:
@@ -103,7 +103,7 @@ def _read_all(rows: Sequence[ArenaRow], settings: Settings, output: Path, identi
     size = settings.engine.chunk_rows
     chunks = [(number, rows[start : start + size]) for number, start in enumerate(range(0, len(rows), size))]
     with open_parts(output, identity, part_schema(["id"], columns)) as parts:
-        count = fill_parts(parts, chunks, lambda: load_reader(settings), _Judging(both).read, rows=len(rows))
+        count = fill_parts(parts, chunks, lambda: load_label_reader(settings), _Judging(both).read, rows=len(rows))
         if is_main():
             extras = parts.extras(count)
             frames = parts.frames(count, summary_columns(LABELS, labelled=False))

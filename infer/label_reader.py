@@ -38,6 +38,7 @@ class LabelReading:
     cut_share: (N,) share of a row's text left out. spread: (N,) how far a label's share moved over the rotations of
     the options, 0 to 1, None where there is one order only. strays: what took the mass where the answers held less
     than half of it, {token's text: probability summed over rows}.
+    notes: what the reader wants kept of each row beside its numbers (its reasoning, say), JSON values by name.
     A row of NaN could not be computed in the model's precision.
     """
 
@@ -45,6 +46,7 @@ class LabelReading:
     cut_share: np.ndarray
     spread: np.ndarray | None = None
     strays: dict[str, float] = field(default_factory=dict)
+    notes: list[dict[str, Any]] | None = None
 
     @property
     def other(self) -> np.ndarray:

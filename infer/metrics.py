@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from infer.intervals import auc_interval, bootstrap_interval
-from infer.predictions import Predictions
+from infer.predictions import PROB_FLOOR, Predictions
 
 CALIBRATION_BINS = 15  # equal widths, as in Guo et al. 2017, table 1
 PRIOR = "class prior"
@@ -49,11 +49,31 @@ def score(
         "macro_f1": float(np.mean([figures["f1"] for figures in per_class.values()])),
         "confidence": float(probs.max(axis=1).mean()),
         "per_class": per_class,
+        "auc_pairs": pair_aucs(predictions) if len(predictions.labels) <= NAMED_LABELS else None,
     }
     if bootstrap:
         units = None if groups is None else _group_numbers(predictions.ids, groups)
         result |= _intervals(predictions, units, draws=bootstrap, seed=seed)
     return result
+
+
+def pair_aucs(predictions: Predictions) -> dict[str, float]:
+    """{"Hard/Soft": AUC, ...}: how well each pair of labels is told apart on the rows that have one of the two.
+
+    Ranked by p_Soft / (p_Hard + p_Soft); pairs of which a label never occurs are left out. Source: Hand and Till 2001,
+    section 3, whose two directions agree for a ratio.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    truth, log_probs = predictions.label_index(), np.log(np.maximum(predictions.probs64(), PROB_FLOOR))
+    found = {}
+    for one, first in enumerate(predictions.labels):
+        for other in range(one + 1, len(predictions.labels)):
+            rows = (truth == one) | (truth == other)
+            if len(np.unique(truth[rows])) == 2:
+                ranked = log_probs[rows, other] - log_probs[rows, one]
+                found[f"{first}/{predictions.labels[other]}"] = float(roc_auc_score(truth[rows] == other, ranked))
+    return found
 
 
 def reliability(predictions: Predictions, bins: int = CALIBRATION_BINS) -> list[dict[str, float]]:

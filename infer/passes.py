@@ -11,14 +11,16 @@ the head is chosen here, by a hook that hands it the hidden states of the nodes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from infer.last_block import LastBlock, only_read
+from models import narrow_head
 from models.answer_tree import AnswerTree
 
 
@@ -38,11 +40,12 @@ class SharedPrefix:
     Raises TypeError where the model keeps anything but plain keys and values per layer (recurrent states).
     """
 
-    def __init__(self, model: Any, ids: np.ndarray) -> None:
+    def __init__(self, model: Any, ids: np.ndarray, *, last: LastBlock | None = None) -> None:
         self.ids = np.asarray(ids, dtype=np.int64)
         cache = DynamicCache()  # without the config: full layers, also where the model's own would forget
         inputs = torch.as_tensor(self.ids, device=model.get_input_embeddings().weight.device)[None]
-        with only_rows(model, torch.zeros(1, 1, dtype=torch.long), torch.full((1, 1), len(ids) - 1)):
+        row, column = torch.zeros(1, 1, dtype=torch.long), torch.full((1, 1), len(ids) - 1)  # nothing is read: one is
+        with narrow_head.only_rows(model, row, column), only_read(model, last, row, column, (1, len(ids))):
             cache = model(input_ids=inputs, past_key_values=cache, use_cache=True).past_key_values
         layers = getattr(cache, "layers", None)
         if not layers or any(type(layer) is not DynamicLayer or layer.get_seq_length() != len(ids) for layer in layers):
@@ -75,43 +78,14 @@ class _PrefixLayer(DynamicLayer):
         return keys, values
 
 
-@contextmanager
-def only_rows(model: Any, rows: torch.Tensor, columns: torch.Tensor) -> Iterator[list[bool]]:
-    """Inside, the head sees hidden[rows, columns] in place of hidden (B, T, H); yields whether it was ever called.
-
-    rows, columns: (R, C) int64; what the head then returns has the shape (R, C, V).
-    """
-    head = model.get_output_embeddings()
-    called: list[bool] = []
-    if head is None:
-        yield called
-        return
-
-    def narrow(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        called.append(True)
-        hidden = inputs[0]
-        return (hidden[rows.to(hidden.device), columns.to(hidden.device)], *inputs[1:])
-
-    handle = head.register_forward_pre_hook(narrow)
-    try:
-        yield called
-    finally:
-        handle.remove()
-
-
-def read_logits(model: Any, rows: torch.Tensor, columns: torch.Tensor, *, narrow: bool = True, **inputs: Any) -> Any:
-    """(R, C, V) logits of the model's forward at positions [rows, columns].
-
-    narrow: the head runs on these positions only; False computes all (B, T, V) of them first (for the benchmark).
-    """
-    if not narrow:
-        logits = model(**inputs).logits
-        return logits[rows.to(logits.device), columns.to(logits.device)]
-    with only_rows(model, rows, columns) as called:
-        logits = model(**inputs).logits
-    if called:
-        return logits
-    return logits[rows.to(logits.device), columns.to(logits.device)]  # a head that is no module of its own
+def read_logits(
+    model: Any, rows: torch.Tensor, columns: torch.Tensor, *, narrow: bool = True, last: LastBlock | None = None,
+    **inputs: Any,
+) -> Any:  # fmt: skip
+    """models.narrow_head.read_logits; last: what of the last block runs on the read positions only."""
+    shape = tuple(inputs["input_ids"].shape)
+    with nullcontext() if last is None else only_read(model, last, rows, columns, shape):
+        return narrow_head.read_logits(model, rows, columns, narrow=narrow, **inputs)
 
 
 class TreePass:
@@ -124,9 +98,9 @@ class TreePass:
 
     def __init__(
         self, model: Any, tree: AnswerTree, prefix: SharedPrefix | None = None, *, narrow: bool = True,
-        window: int | None = None, layer_types: dict[str, bool] | None = None,
+        last: LastBlock | None = None, window: int | None = None, layer_types: dict[str, bool] | None = None,
     ) -> None:  # fmt: skip
-        self.model, self.tree, self.prefix, self.narrow = model, tree, prefix, narrow
+        self.model, self.tree, self.prefix, self.narrow, self.last = model, tree, prefix, narrow, last
         self.window, self.layer_types = window, layer_types
         self.before = 0 if prefix is None else len(prefix)
         self.device = model.get_input_embeddings().weight.device
@@ -151,6 +125,7 @@ class TreePass:
             torch.arange(len(ids))[:, None].expand_as(columns),
             columns,
             narrow=self.narrow,
+            last=self.last,
             input_ids=ids.to(self.device),
             attention_mask=self._masks(lengths, longest, positions),
             position_ids=positions.to(self.device),
@@ -190,9 +165,10 @@ class ChainPass:
     """
 
     def __init__(
-        self, model: Any, tree: AnswerTree, prefix: SharedPrefix | None = None, *, narrow: bool = True
-    ) -> None:
-        self.model, self.tree, self.prefix, self.narrow = model, tree, prefix, narrow
+        self, model: Any, tree: AnswerTree, prefix: SharedPrefix | None = None, *, narrow: bool = True,
+        last: LastBlock | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.tree, self.prefix, self.narrow, self.last = model, tree, prefix, narrow, last
         self.device = model.get_input_embeddings().weight.device
         self.chains = tree.chains()
         self.seen_at = first_visits(self.chains, tree.fed)
@@ -210,7 +186,8 @@ class ChainPass:
         inputs: dict[str, Any] = {"input_ids": ids.to(self.device), "use_cache": False}
         if self.prefix is not None:
             inputs |= {"past_key_values": self.prefix.cache(), "use_cache": True}
-        return read_logits(self.model, rows, lengths[:, None] - 1 + depth, narrow=self.narrow, **inputs)
+        columns = lengths[:, None] - 1 + depth
+        return read_logits(self.model, rows, columns, narrow=self.narrow, last=self.last, **inputs)
 
 
 def first_visits(chains: list[list[int]], fed: int) -> list[tuple[int, int]]:

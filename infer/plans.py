@@ -7,7 +7,7 @@ once for a loaded model. Knows token ids and configs; computes no answer.
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ import torch
 
 from infer.batching import is_out_of_memory
 from infer.decoder_passes import DecoderPass, ForestPass
-from infer.passes import ChainPass, Pass, SharedPrefix, TreePass
+from infer.last_block import LastBlock
+from infer.last_block_search import find_last_block
+from infer.passes import ChainPass, Pass, SharedPrefix, TreePass, padded
 from models.answer_tree import AnswerTree, build_tree
 
 PROBE_LENGTHS = (12, 9)  # different, so that padding is part of the check
@@ -39,39 +41,45 @@ class Plan:
     """A way to compute. tree: the answers' tree stands behind the prompt; else one row per chain of it.
 
     prefix: shared keys and values. window: of the masks, None where nothing is hidden. by_layer: masks for each kind
-    of layer {name: windowed?}, None where one serves all.
+    of layer {name: windowed?}, None where one serves all. last: what of the last block runs on what is read only, None
+    where it all runs on all tokens.
     """
 
     tree: bool
     prefix: bool
     window: int | None = None
     by_layer: tuple[tuple[str, bool], ...] | None = None
+    last: LastBlock | None = None
+
+    def share(self, model: Any, ids: np.ndarray) -> SharedPrefix:
+        """The prefix that the pass stands behind."""
+        return SharedPrefix(model, ids, last=self.last)
 
     def make(self, model: Any, tree: AnswerTree, prefix: SharedPrefix | None, *, narrow: bool = True) -> Pass:
         """The pass itself."""
         if not self.tree:
-            return ChainPass(model, tree, prefix, narrow=narrow)
+            return ChainPass(model, tree, prefix, narrow=narrow, last=self.last)
         kinds = None if self.by_layer is None else dict(self.by_layer)
-        return TreePass(model, tree, prefix, narrow=narrow, window=self.window, layer_types=kinds)
+        return TreePass(model, tree, prefix, narrow=narrow, last=self.last, window=self.window, layer_types=kinds)
 
 
-def causal_plan(model: Any, longest: np.ndarray, fed: int, *, tree: bool, prefix: bool) -> Plan:
+def causal_plan(model: Any, longest: np.ndarray, fed: int, *, tree: bool, prefix: bool, trim: bool = True) -> Plan:
     """The fastest plan that is right for prompts up to `longest`, with `fed` tokens of a tree behind them.
 
-    tree, prefix: whether they would be of use. Where the longest exceeds what a layer looks back, the check runs on a
-    prompt of its length; else on a dozen tokens.
+    tree, prefix, trim (the last block to what is read): whether they would be of use. Where the longest exceeds what a
+    layer looks back, the check runs on a prompt of its length; else on a dozen tokens.
     """
     tree = tree and set(_layer_kinds(model.config)) <= MASKED_LAYERS
-    reach, windows = _looks_back(model.config)
+    reach, windows = looks_back(model.config)
     beyond = len(longest) + fed > reach
     if beyond:
         longest = np.resize(longest, max(len(longest), int(reach) + PROBE_LENGTHS[0]))
     # A check beyond the window holds for lengths up to the next power of two, and for one way to compute attention.
-    key = (tree, prefix, beyond and len(longest).bit_length(), *_state(model))
+    key = (tree, prefix, trim, beyond and len(longest).bit_length(), *_state(model))
     settled = _settled.setdefault(model, {})
     if key not in settled:
         candidates = _candidates(tree, prefix, windows if beyond else [(None, None)])
-        settled[key] = _settle(model, longest, candidates, tree=tree, beyond=beyond)
+        settled[key] = _settle(model, longest, candidates, tree=tree, trim=trim, beyond=beyond)
     found: Plan = settled[key]
     return found
 
@@ -81,7 +89,7 @@ def takes_forest(model: Any, longest: np.ndarray, start_id: int) -> bool:
     settled = _settled.setdefault(model, {})
     key = ("forest", *_state(model))
     if key not in settled:
-        probes, (a, b, c, d) = _probes(model, longest, PROBE_LENGTHS)
+        probes, (a, b, c, d) = probe_prompts(model, longest, PROBE_LENGTHS)
         tree = build_tree([(a, b, c), (a, d, c), (d, a)])
         expected = torch.cat([DecoderPass(model, tree, start_id).logits([probe]) for probe in probes])
         settled[key] = _gives(lambda: ForestPass(model, tree, start_id).logits(probes), expected, model)
@@ -95,7 +103,7 @@ def check_causal(model: Any, longest: np.ndarray) -> None:
     """
     settled = _settled.setdefault(model, {})
     if "causal" not in settled:
-        probes, (a, b, *_) = _probes(model, longest, PROBE_LENGTHS)
+        probes, (a, b, *_) = probe_prompts(model, longest, PROBE_LENGTHS)
         alone, followed = (ChainPass(model, build_tree([path])).logits(probes[:1]) for path in ((a,), (a, b)))
         # Of the logits' size, since to refuse is worse than to be slow. What is not finite (an overflow) says nothing:
         # only a difference refuses.
@@ -146,24 +154,45 @@ def _candidates(tree: bool, prefix: bool, windows: list[tuple[int | None, Any]])
     return [*trees, *([Plan(False, True)] if prefix else [])]
 
 
-def _settle(model: Any, longest: np.ndarray, candidates: list[Plan], *, tree: bool, beyond: bool) -> Plan:
+def _settle(model: Any, longest: np.ndarray, candidates: list[Plan], *, tree: bool, trim: bool, beyond: bool) -> Plan:
     lengths = (len(longest), len(longest) - 3) if beyond else PROBE_LENGTHS
-    prompts, (a, b, c, d) = _probes(model, longest, lengths)
+    prompts, (a, b, c, d) = probe_prompts(model, longest, lengths)
     probe = build_tree([(a, b, c), (a, d, c), (d,)] if tree else [(a,)])
-    if not candidates:
+    if not candidates and not trim:
         return Plan(False, False)
     expected = torch.cat([ChainPass(model, probe).logits([prompt]) for prompt in prompts])
     first = len(longest) // 2 if beyond else PROBE_PREFIX
 
     def logits(plan: Plan) -> torch.Tensor:
         skip = first if plan.prefix else 0
-        shared = SharedPrefix(model, prompts[0][:skip]) if skip else None
+        shared = plan.share(model, prompts[0][:skip]) if skip else None
         return plan.make(model, probe, shared).logits([prompt[skip:] for prompt in prompts])
 
-    for plan in candidates:
-        if _gives(lambda plan=plan: logits(plan), expected, model):
-            return plan
-    return Plan(False, False)
+    plain = Plan(False, False)
+    plan = next((one for one in candidates if _gives(lambda one=one: logits(one), expected, model)), plain)
+    trimmed = replace(plan, last=_last_block(model, longest) if trim else None)
+    return trimmed if trimmed.last and _gives(lambda: logits(trimmed), expected, model) else plan
+
+
+def _last_block(model: Any, longest: np.ndarray) -> LastBlock | None:
+    """What of the last block needs run only on what is read; None where it cannot be told."""
+    settled, key = _settled.setdefault(model, {}), ("last", *_state(model))
+    if key not in settled:
+        settled[key] = _find_last_block(model, longest)
+    found: LastBlock | None = settled[key]
+    return found
+
+
+def _find_last_block(model: Any, longest: np.ndarray) -> LastBlock | None:
+    prompts, _ = probe_prompts(model, longest, PROBE_LENGTHS)
+    ids = padded(prompts).to(model.get_input_embeddings().weight.device)
+    columns = torch.tensor([[len(prompt) - 1] for prompt in prompts])
+    try:
+        return find_last_block(model, ids, torch.arange(len(prompts))[:, None], columns)
+    except Exception as error:  # whatever a model does that is not a row of blocks: it is left alone
+        if is_out_of_memory(error):
+            raise
+        return None
 
 
 def _state(model: Any) -> tuple[Any, ...]:
@@ -175,7 +204,7 @@ def _dtype(model: Any) -> Any:
     return model.get_input_embeddings().weight.dtype
 
 
-def _probes(model: Any, longest: np.ndarray, lengths: tuple[int, int]) -> tuple[list[np.ndarray], list[int]]:
+def probe_prompts(model: Any, longest: np.ndarray, lengths: tuple[int, int]) -> tuple[list[np.ndarray], list[int]]:
     """Prompts of these lengths, made of the longest one's tokens and of others, and four different tokens for answers.
 
     A prompt that repeats one token would show no mask's mistake: whatever is seen looks the same.
@@ -214,7 +243,7 @@ def _layer_kinds(config: Any) -> list[str]:
     return sorted(set(getattr(config.get_text_config(), "layer_types", None) or ()))
 
 
-def _looks_back(config: Any) -> tuple[float, list[tuple[int | None, Any]]]:
+def looks_back(config: Any) -> tuple[float, list[tuple[int | None, Any]]]:
     """(tokens within which every layer sees everything, the windowed masks worth trying beyond)."""
     config, kinds = config.get_text_config(), _layer_kinds(config)
     if kinds == ["full_attention"]:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from infer.blend_runs import blend_runs
-from infer.calibration import apply_temperature, read_calibration
+from infer.calibration import apply_temperature
+from infer.checkpoints import find_checkpoints, run_temperature
 from infer.classifiers import load_classifier
 from infer.logs import log, open_log
 from infer.predictions import Predictions, average, join
@@ -57,30 +58,8 @@ def _by_checkpoints(settings: Settings, out: Path, *, main: bool) -> tuple[Arena
     table = read_test_rows(settings.arena)
     log.info(f"{len(table.rows)} rows from {settings.arena.test_csv}; {len(checkpoints)} checkpoint(s) in {folder}")
     predictions = average([predict(checkpoint, table.rows, settings, out) for checkpoint in checkpoints])
-    calibration = folder / "calibration.json"
-    if not calibration.is_file():
-        log.info(f"no temperature: {folder} has no calibration.json")
-        return table, predictions
-    temperature = read_calibration(calibration, LABELS)
-    if temperature != 1:
-        log.info(f"temperature {temperature:.3f}, fitted on the held-out rows")
-    return table, apply_temperature(predictions, temperature)
-
-
-def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run's finished folds, or the folder itself where it is one checkpoint.
-
-    Raises FileNotFoundError with the command that makes them.
-    """
-    if (folder / "tiebreak.json").is_file():
-        return [folder]
-    found = sorted(path.parent / "checkpoint" for path in folder.glob("fold*/done.json"))
-    if not found:
-        raise FileNotFoundError(
-            f"{folder} holds no finished fold. Train first (python -m train with the same arguments), or name the run "
-            "or checkpoint folder: run_dir=..."
-        )
-    return found
+    temperature = run_temperature(folder, LABELS, say=True)
+    return table, predictions if temperature is None else apply_temperature(predictions, temperature)
 
 
 def read_test_rows(task: ArenaTask) -> ArenaTable:
@@ -107,7 +86,7 @@ def with_bad_rows(predictions: Predictions, bad_rows: Sequence[BadRow]) -> Predi
 
 def predict(checkpoint: Path, rows: list[ArenaRow], settings: Settings, cache: Path) -> Predictions:
     """One checkpoint's table of the rows. cache: the folder that keeps their tokens for the next checkpoint."""
-    classifier = load_classifier(checkpoint)
+    classifier = load_classifier(checkpoint, task="arena", labels=LABELS)
     if hasattr(classifier, "probs_of"):
         trainer = settings.trainer
         probs = classifier.predict_proba(

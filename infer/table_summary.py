@@ -26,7 +26,7 @@ TOKENS_NAMED = 5
 def summary_columns(labels: Sequence[str], *, labelled: bool) -> list[str]:
     """The columns that `summarise` reads."""
     scored = ["id", LABEL_COLUMN, *(P + label for label in labels)] if labelled else []
-    return [*scored, OTHER_COLUMN, "cut_share"]
+    return [*scored, OTHER_COLUMN, "predicted", "cut_share"]
 
 
 def summarise(
@@ -37,7 +37,10 @@ def summarise(
     strays: per piece {token's text: probability summed over rows}, of what took the mass from the labels.
     """
     masses, known, cut_rows = [], [], 0
+    chosen = dict.fromkeys(labels, 0)
     for frame in frames:
+        for label, count in frame["predicted"].value_counts().items():
+            chosen[str(label)] += int(count)
         masses.append(1 - frame[OTHER_COLUMN].to_numpy(dtype=np.float32))
         cut_rows += int((frame["cut_share"] > 0).sum())
         if LABEL_COLUMN in frame:
@@ -50,10 +53,12 @@ def summarise(
         "median_label_mass": float(np.median(finite)) if len(finite) else None,
         "strays": _heaviest(strays, len(mass)),
         "cut_rows": cut_rows,
+        "predicted": chosen,
     }
     labelled = pd.concat(known, ignore_index=True) if known else pd.DataFrame()
     if len(labelled):
         result["score"] = score(_predictions(labelled, labels))
+        result["score"]["predicted_macro_f1"] = _macro_f1(labelled, labels)
     return result
 
 
@@ -78,6 +83,9 @@ def report(output: Path, labels: Sequence[str]) -> None:
             )
     if "score" in record:
         log.info(metric_lines(record["score"]))
+        if record["score"]["predicted_macro_f1"] != record["score"]["macro_f1"]:
+            log.info(f"  macro-F1 of the labels chosen (column predicted)  {record['score']['predicted_macro_f1']:.4f}")
+    log.info("labels chosen: " + ", ".join(f"{label} {count}" for label, count in record["predicted"].items()))
     log.info(f"{output}: {record['rows']} rows, columns p_{', p_'.join(labels)}, p_other ({output}.json says how)")
 
 
@@ -89,6 +97,15 @@ def _heaviest(strays: Sequence[Mapping[str, float]], rows: int) -> list[list[Any
             taken[text] = taken.get(text, 0.0) + prob
     heaviest = sorted(taken.items(), key=lambda item: -item[1])[:TOKENS_NAMED]
     return [[text, round(prob / rows, 6)] for text, prob in heaviest]
+
+
+def _macro_f1(table: pd.DataFrame, labels: Sequence[str]) -> float:
+    """Of the column `predicted`, which decision weights may have chosen otherwise than the largest share."""
+    from sklearn.metrics import f1_score
+
+    return float(
+        f1_score(table[LABEL_COLUMN], table["predicted"], labels=list(labels), average="macro", zero_division=0)
+    )
 
 
 def _predictions(table: pd.DataFrame, labels: Sequence[str]) -> Predictions:

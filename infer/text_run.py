@@ -1,7 +1,9 @@
-"""`python -m infer` for task=text: a table of texts in, the same rows with a probability per label out.
+"""`python -m infer` for task=text and task=skills: a table in, the same rows with a probability per label out.
 
     python -m infer +experiment=reviews_soft task.input_csv=my.csv output=out.parquet
     accelerate launch --num_processes 2 -m infer +experiment=reviews_soft ...
+
+Whatever reads the rows (infer.readers), the columns are the same.
 
 Streams: a chunk of rows is in memory at a time (beside 8 bytes a row of ids, and for labelled rows the columns of the
 score). What can be refused is refused before the model is loaded. Knows the order of the work.
@@ -10,9 +12,9 @@ score). What can be refused is refused before the model is loaded. Knows the ord
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,16 +23,20 @@ from infer.answer_calibration import FEWEST_ROWS
 from infer.calibrator import Calibrator, load_calibrator
 from infer.chunked import P, fill_parts, kept_strays, open_parts, part_schema, probability_columns, probability_frame
 from infer.identity import input_identity
+from infer.label_reader import LabelReading
 from infer.logs import log, open_log
-from infer.parts import finished
+from infer.parts import Parts, finished
 from infer.ranks import from_main, is_main, wait_for_all
+from infer.readers import Reader, asked_fields, identify, load_reader, reader_kind, rotates
+from infer.reasoning_notes import report_reasoning
 from infer.table_summary import report, summarise, summary_columns
-from models.engine_settings import LEARNT_CALIBRATORS, row_fields
-from models.settings import FREE_KEYS, Settings, flatten
-from models.tasks.text import LABEL_COLUMN, RowSource, Survey, TextRow, open_rows
-
-if TYPE_CHECKING:
-    from infer.label_reader import LabelReader
+from infer.text_files import LABELS_FILE, NOTES_FILE, kept_notes, write_labels, write_notes
+from infer.thresholds import Decision, read_decision
+from models.engine_settings import LEARNT_CALIBRATORS
+from models.kind_settings import SkillsTask
+from models.settings import Settings
+from models.tasks.skills import open_task_rows
+from models.tasks.text import LABEL_COLUMN, RowSource, Survey, TextRow
 
 
 def run_texts(settings: Settings) -> Path:
@@ -38,14 +44,16 @@ def run_texts(settings: Settings) -> Path:
     open_log(None, main=is_main())
     source = open_source(settings)
     calibrator = load_calibrator(settings.calibration.use) if settings.calibration.use else None
+    decision = read_decision(settings.decision, source.labels) if settings.decision else None
     output, identity = Path(str(settings.output)), run_identity(settings, source)
-    if calibrator is not None:  # the prompt's mark needs the tokenizer: _Reading checks it again, whole
+    if calibrator is not None and reader_kind(settings) == "label":
+        # the prompt's mark needs the tokenizer: _Reading checks it again, whole
         prompt = {key: value for key, value in calibrator.identity.items() if key == "prompt_sha256"}
         calibrator.check(labels=source.labels, identity={**identity["model"], **prompt})
     if from_main(is_main() and finished(output, identity)):
         log.info(f"{output} is finished already")
     else:
-        _read_all(settings, source, output, identity, calibrator)
+        _read_all(_Reading(settings, source, calibrator, decision), output, identity)
     if is_main():
         report(output, source.labels)
         if settings.calibration.fit:
@@ -58,63 +66,34 @@ def run_texts(settings: Settings) -> Path:
 
 def open_source(settings: Settings) -> RowSource:
     """The rows, once everything that their head can tell has been checked."""
-    from models.tasks.tables import read_head
-
-    task = settings.text.with_columns([str(name) for name in read_head(Path(settings.text.input_csv)).columns])
     labels = list(settings.question.labels)
-    source = open_rows(
-        task.input_csv,
-        fields=row_fields(settings.question.prompt or ""),
-        text_column=task.text_column,
-        id_column=task.id_column,
-        label_column=task.label_column,
-        keep_columns=task.keep_columns,
+    source = open_task_rows(
+        settings.text,
+        settings.text.input_csv,
+        fields=asked_fields(settings),
         labels=labels,
         written_columns=probability_columns(labels, spread=rotates(settings)),
         chunk_rows=settings.engine.chunk_rows,
     )
     _refuse_told_labels(source)
+    _refuse_taken_name(settings)
+    fit = settings.calibration.fit
+    if fit in ("contextual", "pmi") and reader_kind(settings) in ("fitted", "reasoning"):
+        raise ValueError(
+            f"calibration.fit={fit} asks the model about texts without content, and method.name="
+            f"{settings.method.name} is no question to a model. Use batch, or with labelled rows temperature."
+        )
     return source
 
 
 def run_identity(settings: Settings, source: RowSource) -> dict[str, Any]:
     """What every part depends on: the settings that say what is computed, the model's files, the input's bytes."""
-    identity = {**question_identity(settings), "input": input_identity(source.path)}
+    identity = {**identify(settings), "input": input_identity(source.path)}
     if settings.calibration.use:
         identity["calibrator"] = input_identity(settings.calibration.use)
+    if settings.decision:
+        identity["decision"] = input_identity(settings.decision)
     return identity
-
-
-def question_identity(settings: Settings) -> dict[str, Any]:
-    """The model's files and every setting of the task, the question and the engine that is not free to change."""
-    from models.causal import identify_language_model
-
-    groups = ("task.", "question.", "engine.")
-    unimportant = {*FREE_KEYS, "task.input_csv"}  # the input's bytes count, not its place
-    kept = {key: value for key, value in flatten(settings).items() if key.startswith(groups) and key not in unimportant}
-    model = settings.language_model
-    identified = identify_language_model(
-        model.name, precision=settings.engine.precision, quantization=model.quantization
-    )
-    return {**kept, "model": identified}
-
-
-def load_reader(settings: Settings) -> LabelReader:
-    """The model of a run, asked its question; whatever the tokenizer can tell is checked."""
-    from infer.label_reader import LabelReader
-    from models.causal import load_language_model
-
-    model, engine = settings.language_model, settings.engine
-    loaded = load_language_model(model.name, precision=engine.precision, quantization=model.quantization)
-    log.info(loaded.line)
-    reader = LabelReader(loaded, settings.question, budget_tokens=engine.budget_tokens, max_tokens=engine.max_tokens)
-    reader.check()
-    return reader
-
-
-def rotates(settings: Settings) -> bool:
-    """Is the question asked in every rotation of its options? Then there is a column `spread`."""
-    return settings.question.answers != "text" and settings.question.permutations == "cyclic"
 
 
 @dataclass(frozen=True)
@@ -124,23 +103,31 @@ class _Reading:
     settings: Settings
     source: RowSource
     calibrator: Calibrator | None
+    decision: Decision | None
 
-    def load(self) -> LabelReader:
+    def load(self) -> Reader:
         reader = load_reader(self.settings)
         if self.calibrator is not None:
             self.calibrator.check(labels=self.source.labels, identity=reader.identity)
         return reader
 
-    def read(self, reader: LabelReader, number: int, chunk: Sequence[TextRow]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    def read(self, reader: Reader, number: int, chunk: Sequence[TextRow]) -> tuple[pd.DataFrame, dict[str, Any]]:
         labels = self.source.labels
-        reading = reader.read([row.fields for row in chunk], names=[row.place for row in chunk])
+        reading = self._in_columns(reader.read([row.fields for row in chunk], names=[row.place for row in chunk]))
         probs = reading.probs()
         if self.calibrator is not None:
             answered = np.isfinite(probs).all(axis=1)
             probs[answered] = self.calibrator.apply(reading.log_probs[answered])
-        frame = pd.concat([self._named(chunk), probability_frame(reading, labels, probs)], axis=1)
+        weights = None if self.decision is None else self.decision.weights
+        frame = pd.concat([self._named(chunk), probability_frame(reading, labels, probs, weights)], axis=1)
         first = _of_the_reader(reader) if number == 0 else {}
-        return frame, {"strays": kept_strays(reading), **first}
+        return frame, {"strays": kept_strays(reading), **kept_notes(reading, chunk), **first}
+
+    def _in_columns(self, reading: LabelReading) -> LabelReading:
+        """The reading with a spread where the table has its column, and none where it has not."""
+        if not rotates(self.settings):
+            return replace(reading, spread=None)
+        return reading if reading.spread is not None else replace(reading, spread=np.full(len(reading.other), np.nan))
 
     def schema(self) -> Any:
         strings = ["id", *([LABEL_COLUMN] if self.source.label_column else []), *self.source.keep_columns]
@@ -154,20 +141,31 @@ class _Reading:
         return pd.DataFrame(columns, dtype=object)
 
 
-def _read_all(
-    settings: Settings, source: RowSource, output: Path, identity: Mapping[str, Any], calibrator: Calibrator | None
-) -> None:
-    reading = _Reading(settings, source, calibrator)
+def _read_all(reading: _Reading, output: Path, identity: Mapping[str, Any]) -> None:
+    source = reading.source
     with open_parts(output, identity, reading.schema()) as parts:
-        survey = _surveyed(settings, source)
+        survey = _surveyed(reading.settings, source)
         count = fill_parts(parts, source.chunks(), reading.load, reading.read, rows=survey.rows)
         if is_main():
-            extras = parts.extras(count)
-            frames = parts.frames(count, summary_columns(source.labels, labelled=source.label_column is not None))
-            figures = summarise(frames, source.labels, [one["strays"] for one in extras])
-            of_the_reader = {key: value for key, value in extras[0].items() if key != "strays"}
-            parts.merge(count, {"labels": list(source.labels), **of_the_reader, **figures})
+            _finish(reading, parts, count)
     wait_for_all()
+
+
+def _finish(reading: _Reading, parts: Parts, count: int) -> None:
+    """The files beside the table, its record, and last the table: the record says that all of them are there."""
+    source, settings, folder = reading.source, reading.settings, parts.output.parent
+    extras = parts.extras(count)
+    if isinstance(settings.task, SkillsTask):
+        write_labels(folder / LABELS_FILE, source, parts.frames(count), settings.text.text_column)
+    beside: dict[str, Any] = {}
+    if "notes" in extras[0]:
+        write_notes(folder / NOTES_FILE, [one["notes"] for one in extras])
+        if reader_kind(settings) == "reasoning":
+            beside = report_reasoning([note for one in extras for note in one["notes"]])
+    frames = parts.frames(count, summary_columns(source.labels, labelled=source.label_column is not None))
+    figures = summarise(frames, source.labels, [one["strays"] for one in extras])
+    of_the_reader = {key: value for key, value in extras[0].items() if key not in ("strays", "notes")}
+    parts.merge(count, {"labels": list(source.labels), **of_the_reader, **beside, **figures})
 
 
 def _surveyed(settings: Settings, source: RowSource) -> Survey:
@@ -182,6 +180,8 @@ def _surveyed(settings: Settings, source: RowSource) -> Survey:
         + (f", {survey.empty} empty" if survey.empty else "")
         + (f"; halves of surrogate pairs mended in {survey.mended}" if survey.mended else "")
     )
+    for reason, count in survey.left_out.items():
+        log.info(f"{count} rows left out: {reason}")
     fit = settings.calibration.fit
     usable = survey.rows - survey.unlabelled if fit in LEARNT_CALIBRATORS else survey.rows
     if fit not in (None, "contextual", "pmi") and usable < FEWEST_ROWS:
@@ -210,8 +210,21 @@ def _refuse_told_labels(source: RowSource) -> None:
         )
 
 
-def _of_the_reader(reader: LabelReader) -> dict[str, Any]:
+def _refuse_taken_name(settings: Settings) -> None:
+    """The files written beside the table are not the table."""
+    if Path(str(settings.output)).name in (LABELS_FILE, NOTES_FILE):
+        raise ValueError(
+            f"output={settings.output}: a file of this name is written beside the table. Name the table otherwise, "
+            "such as predictions.csv."
+        )
+
+
+def _of_the_reader(reader: Reader) -> dict[str, Any]:
     """What calibrators need to know of the model and the prompt; None for answers that are not finite."""
-    asked = {"content_free": reader.read_content_free(), "premise": reader.read_premise()}
+    asked: dict[str, np.ndarray] = {}
+    if hasattr(reader, "read_content_free"):
+        asked["content_free"] = reader.read_content_free()
+    if hasattr(reader, "read_premise"):
+        asked["premise"] = reader.read_premise()
     answers = {name: found.tolist() if np.isfinite(found).all() else None for name, found in asked.items()}
     return {"reader": reader.identity, **answers}

@@ -6,23 +6,22 @@ A checkpoint needs nothing beside its own folder. Knows no network.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from models.tasks.arena import LABELS
 
 FORMAT = 1
 IDENTITY = "tiebreak.json"
 
 
-def write_identity(folder: Path, *, task: str, method: str, **details: Any) -> None:
+def write_identity(folder: Path, *, task: str, method: str, labels: Sequence[str], **details: Any) -> None:
     """Write tiebreak.json: format, task, method, label order, and what the method needs to read rows again."""
-    identity = {"format": FORMAT, "task": task, "method": method, "labels": list(LABELS), **details}
+    identity = {"format": FORMAT, "task": task, "method": method, "labels": list(labels), **details}
     (folder / IDENTITY).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
 
 
-def read_identity(folder: Path, *, task: str = "arena") -> dict[str, Any]:
-    """The identity of a checkpoint.
+def read_identity(folder: Path, *, task: str | None = None, labels: Sequence[str] | None = None) -> dict[str, Any]:
+    """The identity of a checkpoint. task, labels: what it must have been trained for; None takes any.
 
     Raises FileNotFoundError where the folder holds none, ValueError for another task, label order or newer format.
     """
@@ -35,11 +34,11 @@ def read_identity(folder: Path, *, task: str = "arena") -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error}). Copy the checkpoint again, or train the fold again.") from None
     if identity.get("format", 0) > FORMAT:
         raise ValueError(f"{path} has format {identity['format']}; this version reads up to {FORMAT}. Update tiebreak.")
-    if identity.get("task") != task:
+    if task is not None and identity.get("task") != task:
         raise ValueError(f"{folder} was trained for the task {identity.get('task')!r}, not {task!r}.")
-    if tuple(identity.get("labels", ())) != LABELS:
+    if labels is not None and tuple(identity.get("labels", ())) != tuple(labels):
         raise ValueError(
-            f"{folder} has the labels {identity.get('labels')} in this order, not {list(LABELS)}: its columns would be "
+            f"{folder} has the labels {identity.get('labels')} in this order, not {list(labels)}: its columns would be "
             "read as the wrong answers. Use a checkpoint of this task, or train again."
         )
     return dict(identity)

@@ -19,6 +19,7 @@ LEARNT_CALIBRATORS = ("temperature", "vector", "isotonic")  # fitted on labelled
 MOST_LABELS = {"letters": 26, "numbers": 9}  # one sign each: "10" would begin like "1"
 OTHER = "other"  # the column p_other holds the mass outside the label set
 LABEL = "label"  # an example's field, and so none of the template's
+REASONING = "reasoning"  # an example's field: what is written before its answer
 OPTIONS = "options"  # the template's field for the list of lettered or numbered answers
 FEWEST_TOKENS = 16
 SHARE_TOLERANCE = 1e-6
@@ -29,7 +30,8 @@ class QuestionSettings:
     """What a language model is asked about a row, and which answers stand for which label.
 
     labels: label -> one answer or a list of spellings, as dict[str, list[str]] once checked; None where no question is
-    asked. examples: rows with their `label`, shown before the question.
+    asked. examples: rows with their `label`, shown before the question; method=chain_of_thought also shows their
+    `reasoning`, which the other methods leave out.
     """
 
     prompt: str | None  # a template: {text}, or the row's columns; {options} for the lettered or numbered list
@@ -182,9 +184,11 @@ def _examples(given: Any, prompt: str | None, labels: Mapping[str, list[str]] | 
 
 
 def _example(given: Any, name: str, wanted: list[str], labels: Mapping[str, list[str]]) -> dict[str, str]:
-    if not isinstance(given, Mapping) or set(given) != set(wanted):
+    optional = {REASONING} - set(wanted)
+    if not isinstance(given, Mapping) or set(given) - optional != set(wanted):
         raise ValueError(f"{name}={given!r}: expected the fields {', '.join(wanted)}, as question.prompt has them.")
-    example = {field: _text(given[field], f"the field {field} of {name}") for field in wanted}
+    told = [*wanted, *(optional & set(given))]
+    example = {field: _text(given[field], f"the field {field} of {name}") for field in told}
     if example[LABEL] not in labels:
         raise ValueError(
             f"{name}.label={example[LABEL]!r}: expected one of {', '.join(labels)}. "

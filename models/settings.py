@@ -261,7 +261,7 @@ def _check_calibration(settings: Settings) -> None:
 FREE_KEYS = {
     "run_dir", "doctor", "folds.only", "folds.file", "task.test_csv", "task.sample_csv", "blend.runs",
     "trainer.predict_batch_rows", "trainer.workers", "trainer.saves_per_eval", "out_dir", "output", "track.wandb",
-    "track.project", "engine.budget_tokens",
+    "track.project", "engine.budget_tokens", "generation.batch_rows",
 }  # fmt: skip
 
 

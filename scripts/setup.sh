@@ -65,4 +65,7 @@ import tomllib
 print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["offline"])')
 # shellcheck disable=SC2086  # one word per package
 install --no-deps $offline
+# Llama 3's own token ranks, for the tests of its tokenizer. Apart from the packages: its top-level package is named
+# `models`, as ours is.
+install --no-deps --target .venv/llama-models llama-models==0.3.0
 echo "$wanted" > .venv/installed

@@ -7,13 +7,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from train.batches import PairSampler
+from train.batches import RowSampler
 
 LENGTHS = np.random.default_rng(0).integers(5, 500, 137)
 
 
-def sampler(swap: str, batch_items: int = 8, seed: int = 3) -> PairSampler:
-    return PairSampler(LENGTHS, swap=swap, batch_items=batch_items, seed=seed)
+def sampler(swap: str, batch_items: int = 8, seed: int = 3) -> RowSampler:
+    return RowSampler(LENGTHS, swap=swap, batch_items=batch_items, seed=seed)
 
 
 def test_both_orders_of_a_row_stand_side_by_side_in_one_batch() -> None:

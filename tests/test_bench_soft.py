@@ -64,8 +64,14 @@ def test_eight_labels_have_26_tokens_and_12_of_them_inside_their_tree(subject: t
 
 def test_the_least_work_is_the_formula_s() -> None:
     size = jobs.Size(texts=10, shared=200, own_total=700, inside=3)
-    # Per text 2W(S + n + P/N) + 2VH(1 + n) with S = 70, n = 3, P/N = 20, W = 5, VH = 7: 930 + 56.
-    assert jobs.least_flops(size, body=5, head=7) == 10 * (2 * 5 * 93 + 2 * 7 * 4)
+    # Per text 2W(S + n + P/N) + 2(W' + VH)(1 + n) with S = 70, n = 3, P/N = 20, W = 5, W' = 2, VH = 7: 930 + 72.
+    assert jobs.least_flops(size, body=5, last=2, head=7) == 10 * (2 * 5 * 93 + 2 * 9 * 4)
+
+
+def test_of_the_last_layer_only_keys_and_values_are_needed_at_every_token(subject: tuple) -> None:
+    # Toy: hidden 32, two layers, 4 heads of 8 and 2 for keys and values, an MLP of 3 x 64, 1,024 tokens.
+    keys_values, others = 2 * 32 * 16, 2 * 32 * 32 + 3 * 32 * 64
+    assert jobs.weights(subject[0]) == (2 * keys_values + others, others, 1_024 * 32)
 
 
 def test_the_same_seed_gives_the_same_weights(subject: tuple) -> None:
@@ -97,6 +103,7 @@ def test_our_work_is_near_the_floor_and_each_idea_lowers_it(subject: tuple) -> N
     for idea in ("the shared prefix", "the tree"):
         assert work(subject, f"ours without {idea}") > 1.2 * own
     assert work(subject, "ours with the head everywhere") > 1.2 * own
+    assert work(subject, "ours with the last block everywhere") > 1.1 * own
 
 
 def test_generate_says_that_it_reads_one_token(folder: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import compose, pair_rows
+from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState, set_seed
 
 from infer.encoder import build_model
@@ -16,9 +17,16 @@ from models.encoder import HEAD_DEPTH, depth, load_encoder
 from models.reader import load_tokenizer, make_reader
 from models.tasks.arena import LABELS
 from models.tasks.tokens import tokenise_fields
-from train.batches import PairSampler
+from train.batches import RowSampler
 from train.callbacks import CollapseGuard, Patience
-from train.loop import PairTrainer, last_whole_checkpoint, parameter_groups, training_arguments
+from train.loop import (
+    FoldTrainer,
+    class_weights,
+    last_whole_checkpoint,
+    load_trained,
+    parameter_groups,
+    training_arguments,
+)
 
 ROWS = pair_rows(16)
 
@@ -44,18 +52,18 @@ def trainer(
         return reader.batch(fields, items) | {"targets": torch.from_numpy(targets[np.array(items) // 2])}
 
     arguments = training_arguments(
-        settings, folder, rows=len(rows), seed=1, rate=settings.trainer.learning_rate, precision="fp32",
+        settings, folder, items=len(rows), seed=1, rate=settings.trainer.learning_rate, precision="fp32",
         report_to=[], quiet=True, world_size=1,
     )  # fmt: skip
-    sampler = PairSampler(fields.row_tokens(), swap="none", batch_items=settings.trainer.batch_rows, seed=1)
-    return PairTrainer(
+    sampler = RowSampler(fields.row_tokens(), swap="none", batch_items=settings.trainer.batch_rows, seed=1)
+    return FoldTrainer(
         model, arguments, sampler=sampler, collate=collate, label_smoothing=smoothing,
         evaluate_heldout=lambda network: {"log_loss": 1.0, "accuracy": 0.5},
         layer_decay=settings.trainer.layer_decay,
     )  # fmt: skip
 
 
-def first_norm(loop: PairTrainer) -> tuple[float, float]:
+def first_norm(loop: FoldTrainer) -> tuple[float, float]:
     loop.train()
     entry = next(entry for entry in loop.state.log_history if "grad_norm" in entry)
     return entry["grad_norm"], entry["loss"]
@@ -176,6 +184,56 @@ def test_the_best_checkpoint_is_what_remains(tiny_encoder: str, tmp_path: Path) 
     assert len(weights) == 3
     assert torch.equal(loop.model.encoder.classifier.weight, weights[1])
     assert not torch.equal(weights[1], weights[2])
+
+
+def test_a_checkpoint_holds_what_was_trained_and_nothing_frozen(tiny_encoder: str, tmp_path: Path) -> None:
+    loop = trainer(tmp_path / "a", tiny_encoder, "trainer.batch_rows=8")
+    loop.model.encoder.bert.requires_grad_(False)
+    loop.train()
+    saved = load_file(next((tmp_path / "a").glob("checkpoint-*")) / "trained.safetensors")
+    assert set(saved) == {"encoder.classifier.weight", "encoder.classifier.bias"}
+    again = trainer(tmp_path / "b", tiny_encoder).model
+    again.encoder.bert.requires_grad_(False)
+    load_trained(again, next((tmp_path / "a").glob("checkpoint-*")))
+    assert torch.equal(again.encoder.classifier.weight, loop.model.encoder.classifier.weight)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tiny_encoder: str, tmp_path: Path) -> None:
+    loop = trainer(tmp_path, tiny_encoder, "trainer.batch_rows=8")
+    loop.train()
+    other = trainer(tmp_path, tiny_encoder, head="siamese").model
+    with pytest.raises(ValueError, match="of another network"):
+        load_trained(other, next(tmp_path.glob("checkpoint-*")))
+
+
+def test_balanced_weights_are_those_of_scikit_learn() -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    columns = np.array([0] * 7 + [1] * 2 + [2])
+    weights = class_weights("balanced", np.eye(3, dtype=np.float32)[columns], LABELS)
+    np.testing.assert_allclose(weights, compute_class_weight("balanced", classes=np.arange(3), y=columns), rtol=1e-6)
+    assert class_weights(None, np.eye(3), LABELS) is None
+    assert class_weights([1, 2, 0.5], np.eye(3), LABELS).tolist() == [1, 2, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"), [([1.0, 2.0], "expected one per label"), ("balanced", "no training row has the label tie")]
+)
+def test_weights_that_cannot_be_are_refused(asked: object, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        class_weights(asked, np.eye(3, dtype=np.float32)[[0, 1]], LABELS)
+
+
+def test_a_class_weight_multiplies_its_rows_share_of_the_loss(tiny_encoder: str, tmp_path: Path) -> None:
+    loop = trainer(tmp_path, tiny_encoder, "trainer.batch_rows=16")
+    batch = loop.data_collator([2 * at for at in range(16)])
+    loop.weights = torch.tensor([3.0, 1.0, 1.0])
+    loop.model.eval()
+    with torch.no_grad():
+        loss = loop.compute_loss(loop.model, dict(batch))
+        targets = batch.pop("targets")
+        by_row = -(targets * loop.weights * torch.log_softmax(loop.model(**batch), -1)).sum(-1)
+    torch.testing.assert_close(loss, by_row.mean())
 
 
 def test_a_cpu_run_says_so_to_trainer(tiny_encoder: str, tmp_path: Path) -> None:

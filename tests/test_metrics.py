@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from infer.metrics import PRIOR, baseline_lines, calibration_error, metric_lines, reliability, score
+from infer.metrics import PRIOR, baseline_lines, calibration_error, metric_lines, pair_aucs, reliability, score
 from infer.predictions import Predictions
 from train.metrics import log_loss_metric
 
@@ -215,3 +215,18 @@ def test_a_run_worse_than_the_prior_is_told_so_in_words() -> None:
         .startswith("This run is worse than the class prior (1.2000 against 1.0800)")
     )
     assert "worse" not in baseline_lines(result | {"log_loss": 1.07}, {PRIOR: 1.08})
+
+
+def test_a_pairs_auc_is_that_of_its_two_labels_alone() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    random = np.random.default_rng(0)
+    probs = random.dirichlet([2.0, 1.0, 1.0], size=200).astype(np.float32)
+    truth = np.array(["Hard", "Soft", "Unknown"], dtype=object)[random.integers(0, 3, 200)]
+    table = Predictions(np.arange(200).astype(str), ("Hard", "Soft", "Unknown"), probs, np.zeros(200), truth)
+    pairs = pair_aucs(table)
+    rows = truth != "Unknown"
+    expected = roc_auc_score(truth[rows] == "Soft", probs[rows, 1] / (probs[rows, 0] + probs[rows, 1]))
+    assert pairs["Hard/Soft"] == pytest.approx(expected)
+    assert set(pairs) == {"Hard/Soft", "Hard/Unknown", "Soft/Unknown"}
+    assert set(pair_aucs(table.take(rows))) == {"Hard/Soft"}

@@ -51,8 +51,8 @@ def test_a_step_that_needs_another_kind_says_what_the_run_has(kind: str) -> None
         ([SOFT, "task.name=foo"], "task.name='foo': expected one of arena, text"),
         ([SOFT, "model.kind=foo"], "model.kind='foo': expected one of encoder, causal"),
         (
-            [SOFT, "task.train_csv=my.csv"],
-            "'task.train_csv' where task.name=text. That kind has task.name, task.input_",
+            [SOFT, "task.votes_csv=my.csv"],
+            "'task.votes_csv' where task.name=text. That kind has task.name, task.input_",
         ),
         ([TRAINED, "task.text_column=t"], "'task.text_column' where task.name=arena"),
         ([SOFT, "model.head=joint"], "'model.head' where model.kind=causal"),
@@ -74,7 +74,11 @@ def test_a_task_without_a_file_says_which_setting_has_no_value() -> None:
 
 
 def test_methods_are_refused_for_kinds_that_they_cannot_read() -> None:
-    refused("method.name=tfidf reads the arena task only", SOFT, "method=tfidf")
+    refused("method.name=features reads the arena task only", SOFT, "method=features")
+    refused(
+        "method.name=chain_of_thought reads texts, not arena rows", "+experiment=arena_judge", "method=chain_of_thought"
+    )
+    refused("method.name=adapter needs model.kind=causal", SOFT, "method=adapter", "model=minilm")
     refused("method.name=next_token needs model.kind=causal", SOFT, "model=minilm")
     refused("method.name=encoder needs model.kind=encoder", "+experiment=arena_deberta", "model=smollm2")
 
@@ -265,7 +269,8 @@ def test_a_runs_record_shows_the_command_as_it_was_given(tmp_path: Path) -> None
 
 
 def test_known_keys_are_those_of_every_kind_and_no_other() -> None:
-    every = set(flatten(compose(SOFT))) | set(flatten(compose(TRAINED)))
+    skills = compose(SOFT, "task=skills", "task.input_csv=my.csv")
+    every = {key for settings in (compose(SOFT), compose(TRAINED), skills) for key in flatten(settings)}
     assert set(known_keys()) == every
     assert set(known_keys({"task": "text", "model": "causal"})) == set(flatten(compose(SOFT)))
 

@@ -14,12 +14,13 @@ import numpy as np
 from infer.files import write_json
 from infer.metrics import PRIOR
 from infer.predictions import Predictions, join
-from models.settings import MethodSettings
-from train.fold import FoldData
+from models.method_settings import MethodSettings
+from train.fold import FoldData, fit_rows
 
 log = logging.getLogger("tiebreak")
 
-BASELINES = {"uniform": "uniform", "prior": PRIOR, "length": "length only", "features": "structural features"}
+ARENA = {"uniform": "uniform", "prior": PRIOR, "length": "length only", "features": "structural features"}
+TEXTS = {"uniform": "uniform", "prior": PRIOR, "tfidf": "TF-IDF", "embedding_logistic": "sentence vectors"}
 
 
 def score_baselines(data: FoldData, folds: list[int], *, seed: int, folder: Path) -> dict[str, float]:
@@ -27,11 +28,21 @@ def score_baselines(data: FoldData, folds: list[int], *, seed: int, folder: Path
     path = folder / "baselines.json"
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if kept.get("folds") != folds:
-        log.info(f"baselines on the same folds: {', '.join(BASELINES.values())}")
-        losses = {words: heldout_of(method, data, folds, seed=seed).log_loss() for method, words in BASELINES.items()}
+        wanted = baselines_of(data)
+        log.info(f"baselines on the same folds: {', '.join(wanted.values())}")
+        losses = {words: heldout_of(method, data, folds, seed=seed).log_loss() for method, words in wanted.items()}
         kept = {"folds": folds, "log_loss": losses}
         write_json(path, kept)
     return dict(kept["log_loss"])
+
+
+def baselines_of(data: FoldData) -> dict[str, str]:
+    """{method: its name in words} for rows of this kind; sentence vectors where their package is installed."""
+    from infer.text_embeddings import installed
+
+    if data.rows.swap is not None:
+        return ARENA
+    return {method: words for method, words in TEXTS.items() if method != "embedding_logistic" or installed()}
 
 
 def heldout_of(method: str, data: FoldData, folds: list[int], *, seed: int) -> Predictions:
@@ -40,10 +51,9 @@ def heldout_of(method: str, data: FoldData, folds: list[int], *, seed: int) -> P
 
     parts = []
     for fold in folds:
-        classifier = make_classifier(MethodSettings(name=method, embeddings="no"), seed=seed)
-        classifier.fit([data.rows[row] for row in data.training(fold)])
+        settings = MethodSettings(name=method, embeddings="no")
+        classifier = make_classifier(settings, seed=seed, labels=data.rows.labels)
+        fit_rows(classifier, data, data.training(fold))
         held = data.heldout(fold)
-        parts.append(
-            data.predictions(held, np.asarray(classifier.predict_proba([data.rows[row] for row in held])), fold)
-        )
+        parts.append(data.predictions(held, np.asarray(classifier.predict_proba(data.texts(held))), fold))
     return join(parts)

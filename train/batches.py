@@ -1,4 +1,4 @@
-"""Which pairs a training step reads, and in which order of the answers.
+"""Which rows a training step reads, and, where they have two, in which order of the answers.
 
 An item is a number: 2 * row for the order as written, 2 * row + 1 for the swapped one. Knows numbers, never text.
 """
@@ -14,7 +14,7 @@ import torch
 WINDOW_BATCHES = 50
 
 
-class PairSampler(torch.utils.data.Sampler[int]):
+class RowSampler(torch.utils.data.Sampler[int]):
     """Items of one epoch, shuffled from (seed, epoch) alone, so that a resumed epoch goes on with the same batches.
 
     lengths: (N,) tokens of each row, to put rows of similar length into one batch.
@@ -64,7 +64,7 @@ class PairSampler(torch.utils.data.Sampler[int]):
         return np.concatenate(parts) if parts else order
 
 
-class PairItems(torch.utils.data.Dataset[int]):
+class RowItems(torch.utils.data.Dataset[int]):
     """The items themselves; the reader makes tensors of a whole batch at a time."""
 
     def __init__(self, rows: int) -> None:

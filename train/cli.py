@@ -34,5 +34,5 @@ def _refuse_untrained(settings: Settings) -> None:
     command = f"python -m infer +experiment={settings.name}"
     if settings.method.name == "blend":
         raise ValueError(f"A blend joins finished runs and trains nothing: {command} ...")
-    if settings.method.name == "next_token":
+    if settings.method.name in ("next_token", "chain_of_thought"):
         raise ValueError(f"{settings.name} is read from a language model as it is, not trained: {command}")

@@ -19,7 +19,7 @@ from models.precision import device_and_precision
 from models.settings import Settings
 from models.tasks.arena import LABELS, ArenaRow, read_rows
 from models.tasks.groups import prompt_groups
-from train.fold import build_network
+from train.encoder_learner import build_network
 
 PERCENTILES = (50, 90, 95, 99, 100)
 SAMPLE_ROWS = 2000  # for what costs an encoding per row

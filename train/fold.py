@@ -1,6 +1,6 @@
 """One fold: train on the other folds' rows, save the checkpoint, predict the held-out rows from what was saved.
 
-Knows rows and settings; the loop itself is train.loop.
+Knows rows and settings; the loop itself is train.loop, what is trained train.learners.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ import numpy as np
 from infer.files import write_json
 from infer.predictions import Predictions
 from models.settings import Settings
-from models.tasks.arena import LABELS, SWAP, ArenaRow
+from train.learners import TRAINED, make_learner
+from train.rows import LabelledRows
 
 log = logging.getLogger("tiebreak")
 
@@ -32,15 +32,13 @@ RESTART_RATE = 0.5  # of the collapsed attempt's: instability is the rule for De
 class FoldData:
     """What all folds of a run share.
 
-    rows: N labelled rows. folds: (N,) the fold that holds each row out, -1 for never.
-    fields: their token ids; None for methods that read text. matrix: (N, F) structural features, where asked for.
+    rows: N labelled rows. folds: (N,) the fold that holds each row out, -1 for never. prepared: what the learner made
+    of all rows beforehand (tokens); None for methods that read text.
     """
 
-    rows: Sequence[ArenaRow]
+    rows: LabelledRows
     folds: np.ndarray
-    fields: Any = None
-    tokenizer: Any = None
-    matrix: np.ndarray | None = None
+    prepared: Any = None
 
     def training(self, fold: int) -> np.ndarray:
         return np.flatnonzero(self.folds != fold)
@@ -48,25 +46,27 @@ class FoldData:
     def heldout(self, fold: int) -> np.ndarray:
         return np.flatnonzero(self.folds == fold)
 
-    def targets(self) -> np.ndarray:
-        """(N, 3) float32 soft labels."""
-        return np.array([row.target for row in self.rows], dtype=np.float32)
+    def texts(self, rows: np.ndarray) -> list[Any]:
+        """The rows themselves at these numbers."""
+        return [self.rows.rows[row] for row in rows]
 
-    def predictions(self, rows: np.ndarray, probs: np.ndarray, fold: int | None = None) -> Predictions:
-        """The table of some rows; their true labels beside the probabilities."""
+    def predictions(
+        self, rows: np.ndarray, probs: np.ndarray, fold: int | None = None, other: np.ndarray | None = None
+    ) -> Predictions:
+        """The table of some rows; their true labels beside the probabilities. other: (n,), None: nothing."""
         return Predictions(
-            ids=np.array([self.rows[row].id for row in rows], dtype=object),
-            labels=LABELS,
+            ids=self.rows.ids[rows],
+            labels=self.rows.labels,
             probs=probs,
-            other=np.zeros(len(rows), dtype=np.float32),
-            truth=np.array([self.rows[row].label for row in rows], dtype=object),
+            other=np.zeros(len(rows), dtype=np.float32) if other is None else other,
+            truth=self.rows.truth[rows],
             fold=None if fold is None else np.full(len(rows), fold),
         )
 
 
 def prior_log_loss(data: FoldData, fold: int) -> float:
     """What the training rows' class shares score on the held-out rows: a network above this has learned nothing."""
-    shares = data.targets()[data.training(fold)].mean(axis=0)
+    shares = data.rows.targets[data.training(fold)].mean(axis=0)
     held = data.heldout(fold)
     return data.predictions(held, np.tile(shares, (len(held), 1))).log_loss()
 
@@ -78,18 +78,17 @@ def train_fold(settings: Settings, data: FoldData, fold: int, folder: Path) -> N
 
     started = time.monotonic()
     story: dict[str, Any] = {}
-    if settings.method.name == "encoder":
-        story = _fit_encoder(settings, data, fold, folder)
+    if settings.method.name in TRAINED:
+        story = _fit_network(settings, data, fold, folder)
     elif is_main():
-        classifier = make_classifier(settings.method, seed=settings.seed)
-        classifier.fit([data.rows[row] for row in data.training(fold)])
-        save_classifier(classifier, folder / "checkpoint", method=settings.method.name)
+        classifier = make_classifier(settings.method, seed=settings.seed, labels=data.rows.labels)
+        fit_rows(classifier, data, data.training(fold))
+        save_classifier(classifier, folder / "checkpoint", task=settings.task.name, method=settings.method.name)
     wait_for_all()
     held = data.heldout(fold)
-    classifier = load_classifier(folder / "checkpoint")
-    probs, disagreement = predict_heldout(settings, classifier, data, held)
+    probs, other, disagreement = predict_heldout(settings, load_classifier(folder / "checkpoint"), data, held)
     if is_main():
-        table = data.predictions(held, probs, fold)
+        table = data.predictions(held, probs, fold, other)
         table.write(folder / "heldout.csv")
         np.save(folder / "disagreement.npy", disagreement)
         done = {"fold": fold, "log_loss": table.log_loss(), "rows": len(held), "seconds": time.monotonic() - started}
@@ -99,19 +98,30 @@ def train_fold(settings: Settings, data: FoldData, fold: int, folder: Path) -> N
     wait_for_all()
 
 
+def fit_rows(classifier: Any, data: FoldData, rows: np.ndarray) -> None:
+    """Fit a method that learns by fit: arena rows bring their targets, texts stand beside theirs."""
+    if data.rows.swap is not None:
+        classifier.fit(data.texts(rows))
+    else:
+        classifier.fit(data.texts(rows), data.rows.label_index[rows])
+
+
 def predict_heldout(
     settings: Settings, classifier: Any, data: FoldData, held: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """((N, 3) probabilities, (N,) disagreement of the two orders) of the rows `held`, by the code of the submission."""
-    trainer = settings.trainer
-    if settings.method.name != "encoder":
-        return classifier.predict_proba([data.rows[row] for row in held]), np.zeros(len(held), dtype=np.float32)
-    given = None if classifier.scale is None or data.matrix is None else classifier.scale.apply(data.matrix[held])
-    fields = [data.fields[int(row)] for row in held]
-    return classifier.probs_of(fields, given, batch_rows=trainer.predict_batch_rows, precision=trainer.precision)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What Learner.predict gives, for the rows `held` by a saved checkpoint: the code of the submission."""
+    if settings.method.name == "encoder":
+        from train.encoder_learner import predict_rows
+
+        return predict_rows(classifier, data.prepared.fields, data.prepared.matrix, held, settings.trainer)
+    if settings.method.name == "adapter":
+        found: tuple[np.ndarray, np.ndarray, np.ndarray] = classifier.predict(data.texts(held))
+        return found
+    nothing = np.zeros(len(held), dtype=np.float32)
+    return np.asarray(classifier.predict_proba(data.texts(held))), nothing, nothing
 
 
-def _fit_encoder(settings: Settings, data: FoldData, fold: int, folder: Path) -> dict[str, Any]:
+def _fit_network(settings: Settings, data: FoldData, fold: int, folder: Path) -> dict[str, Any]:
     """Train until an attempt does not collapse, save its best network; what happened, for done.json."""
     from infer.ranks import is_main, wait_for_all
 
@@ -122,12 +132,12 @@ def _fit_encoder(settings: Settings, data: FoldData, fold: int, folder: Path) ->
             continue  # judged in an earlier launch
         seed = settings.seed + 1000 * attempt + fold
         rate = settings.trainer.learning_rate * RESTART_RATE**attempt
-        classifier, story = _attempt(settings, data, fold, work, seed=seed, rate=rate, last=attempt == restarts)
+        learner, story = _attempt(settings, data, fold, work, seed=seed, rate=rate, last=attempt == restarts)
         if not story["collapsed"] or attempt == restarts:
             if is_main():
                 if story["collapsed"]:
                     log.warning(f"fold {fold}: still at the class prior after {attempt + 1} attempts; kept, and no use")
-                classifier.save(folder / "checkpoint")
+                learner.save(folder / "checkpoint")
             wait_for_all()
             return story | {"attempts": attempt + 1}
         if is_main():
@@ -137,102 +147,28 @@ def _fit_encoder(settings: Settings, data: FoldData, fold: int, folder: Path) ->
             )
             write_json(work / "collapsed.json", story)
         wait_for_all()
-        del classifier
+        del learner
         gc.collect()
     raise AssertionError("the last attempt always returns")
-
-
-def build_network(settings: Settings, tokenizer: Any, scale: Any) -> Any:
-    """The PairClassifier that a fold of this run starts from. scale: a FeatureScale, or None to read text only.
-
-    Raises FileNotFoundError for a model that is not there, ValueError for a budget past its positions.
-    """
-    from infer.encoder import build_model
-    from models.encoder import check_budget, freeze_lowest, load_encoder
-    from models.names import resolve_model
-
-    wanted = settings.encoder
-    encoder: Any = load_encoder(resolve_model(wanted.name), dropout=wanted.dropout, vocab_size=len(tokenizer))
-    check_budget(encoder, settings.arena.budget_tokens, wanted.name)
-    freeze_lowest(encoder, wanted.frozen_layers)
-    if settings.trainer.activation_checkpointing:
-        # The older name is deprecated from transformers 5.2x on, the newer one missing before.
-        enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
-        enable()
-    return build_model(encoder, wanted.head, scale)
 
 
 def _attempt(
     settings: Settings, data: FoldData, fold: int, work: Path, *, seed: int, rate: float, last: bool
 ) -> tuple[Any, dict[str, Any]]:
-    """One training from `seed` at `rate`: (the best network as a classifier, its story)."""
-    import torch
+    """One training from `seed` at `rate`: (the learner with its best weights, its story)."""
     from transformers import set_seed
 
-    from infer.encoder import EncoderClassifier
-    from infer.ranks import is_main, wait_for_all, world_size
-    from models.precision import device_and_precision
-    from models.reader import FeatureScale, make_reader
+    from infer.ranks import is_main, wait_for_all
     from train import callbacks
-    from train.batches import PairSampler
-    from train.loop import PairTrainer, last_whole_checkpoint, training_arguments
-    from train.metrics import log_loss_metric
+    from train.loop import last_whole_checkpoint
 
     set_seed(seed)  # the new head's weights, then dropout
-    trainer, task = settings.trainer, settings.arena
-    precision = device_and_precision(trainer.precision)[1]
-    training, held = data.training(fold), data.heldout(fold)
-    scale = None if data.matrix is None else FeatureScale.fit(data.matrix[training])
-    given = None if scale is None or data.matrix is None else scale.apply(data.matrix)
-    reader = make_reader(
-        data.tokenizer, head=settings.encoder.head, budget_tokens=task.budget_tokens, prompt_share=task.prompt_share
-    )
-    model = build_network(settings, data.tokenizer, scale)
-    classifier = EncoderClassifier(model, data.tokenizer, reader, scale, tta=trainer.tta, base=settings.model.name)
-    targets = data.targets()
-
-    def collate(items: list[int]) -> dict[str, torch.Tensor]:
-        rows = training[np.asarray(items) // 2]
-        swapped = np.asarray(items) % 2
-        batch = reader.batch(data.fields, (2 * rows + swapped).tolist(), given)
-        target = targets[rows]
-        target[swapped == 1] = target[swapped == 1][:, SWAP]
-        return batch | {"targets": torch.from_numpy(target)}
-
-    log_loss = log_loss_metric()
-
-    def evaluate_heldout(network: Any) -> dict[str, float]:
-        probs, disagreement = predict_heldout(settings, classifier, data, held)
-        truth = data.predictions(held, probs).label_index()
-        hits = probs.argmax(axis=1) == truth
-        return {
-            **log_loss.compute(predictions=probs, references=truth),
-            "accuracy": float(hits.mean()),
-            **({} if np.isnan(disagreement).any() else {"swap_disagreement": float(disagreement.mean())}),
-        }
-
-    if trainer.workers:  # all tokens are made by now; a forked worker must not find the tokenizer's threads (trap 38)
+    training = data.training(fold)
+    learner = make_learner(settings, data, training, seed=seed)
+    if settings.trainer.workers:  # a forked worker must not find the tokenizer's threads (trap 38)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    quiet = not sys.stderr.isatty()
-    arguments = training_arguments(
-        settings, work, rows=len(training), seed=seed, rate=rate, precision=precision,
-        report_to=_report_to(settings, fold, work), quiet=quiet, world_size=world_size(),
-    )  # fmt: skip
-    sampler = PairSampler(
-        data.fields.row_tokens()[training], swap=trainer.swap, batch_items=trainer.batch_rows, seed=seed
-    )
     guard = callbacks.CollapseGuard(prior_log_loss(data, fold), stop=not last)
-    loop = PairTrainer(
-        model,
-        arguments,
-        sampler=sampler,
-        collate=collate,
-        evaluate_heldout=evaluate_heldout,
-        label_smoothing=trainer.label_smoothing,
-        layer_decay=trainer.layer_decay,
-        head_rate=trainer.head_rate,
-        callbacks=callbacks.watchers(trainer, arguments, sampler, guard, f"fold {fold}"),
-    )
+    loop = _make_loop(settings, data, fold, work, learner, guard, seed=seed, rate=rate)
     if is_main():
         last_whole_checkpoint(work)
     wait_for_all()
@@ -243,14 +179,65 @@ def _attempt(
     _finish_tracking()
     state = loop.state
     story = {
-        "collapsed": guard.judge(state, arguments),
+        "collapsed": guard.judge(state, loop.args),
         "seed": seed,
         "learning_rate": rate,
         "steps": state.global_step,
         "best_step": state.best_global_step,
         "log": [entry for entry in state.log_history if "eval_log_loss" in entry or "loss" in entry],
     }
-    return classifier, story
+    return learner, story
+
+
+def _make_loop(
+    settings: Settings, data: FoldData, fold: int, work: Path, learner: Any, guard: Any, *, seed: int, rate: float
+) -> Any:
+    """The FoldTrainer of one attempt."""
+    import torch
+
+    from infer.ranks import world_size
+    from models.precision import device_and_precision
+    from train import callbacks
+    from train.batches import RowSampler
+    from train.loop import FoldTrainer, class_weights, training_arguments
+    from train.metrics import heldout_scores
+
+    trainer, training, held = settings.trainer, data.training(fold), data.heldout(fold)
+    swap = trainer.swap if data.rows.swap is not None else "none"
+    targets = data.rows.targets
+
+    def collate(items: list[int]) -> dict[str, Any]:
+        rows = training[np.asarray(items) // 2]
+        swapped = np.asarray(items) % 2
+        target = targets[rows]
+        if data.rows.swap is not None:
+            target[swapped == 1] = target[swapped == 1][:, data.rows.swap]
+        return learner.batch((2 * rows + swapped).tolist()) | {"targets": torch.from_numpy(target)}
+
+    score = heldout_scores()
+
+    def evaluate_heldout(network: Any) -> dict[str, float]:
+        probs, _, disagreement = learner.predict(held)
+        return score(probs, data.rows.label_index[held], disagreement)
+
+    arguments = training_arguments(
+        settings, work, items=len(training) * (2 if swap == "both" else 1), seed=seed, rate=rate,
+        precision=device_and_precision(trainer.precision)[1], report_to=_report_to(settings, fold, work),
+        quiet=not sys.stderr.isatty(), world_size=world_size(),
+    )  # fmt: skip
+    sampler = RowSampler(learner.lengths(training), swap=swap, batch_items=trainer.batch_rows, seed=seed)
+    return FoldTrainer(
+        learner.network,
+        arguments,
+        sampler=sampler,
+        collate=collate,
+        evaluate_heldout=evaluate_heldout,
+        label_smoothing=trainer.label_smoothing,
+        weights=class_weights(trainer.class_weights, targets[training], data.rows.labels),
+        layer_decay=trainer.layer_decay,
+        head_rate=trainer.head_rate,
+        callbacks=[*callbacks.watchers(trainer, arguments, sampler, guard, f"fold {fold}"), *learner.callbacks()],
+    )
 
 
 def _report_to(settings: Settings, fold: int, work: Path) -> list[str]:

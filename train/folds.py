@@ -1,6 +1,7 @@
 """Which rows are held out together: stratified folds that never split a prompt, and the file that keeps them.
 
-Knows rows and their prompts; never an answer order: swapping comes after, so both orders of a row share its fold.
+Knows ids, labels and groups (rows of one prompt or text); never an answer order: swapping comes after, so both orders
+of a row share its fold.
 """
 
 from __future__ import annotations
@@ -12,16 +13,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from models.tasks.arena import LABELS, ArenaRow
 from models.tasks.files import write_atomically
-from models.tasks.groups import prompt_groups
 from models.tasks.tables import read_table, require_columns
+from train.rows import LabelledRows
 
 NEVER = -1  # the fold of a row that no fold holds out
 FINEST_PARTS = 20  # a single held-out part is some of these, so its share is right to 5 % of the rows
 
 
-def make_folds(rows: Sequence[ArenaRow], *, count: int, seed: int, holdout: float | None = None) -> np.ndarray:
+def make_folds(rows: LabelledRows, *, count: int, seed: int, holdout: float | None = None) -> np.ndarray:
     """(N,) int64 fold of each row, with alike label shares in every fold and each prompt in one fold only.
 
     count: 2 or more folds, numbered from 0. holdout: instead, one part of about this share of the rows is fold 0 and
@@ -40,14 +40,13 @@ def make_folds(rows: Sequence[ArenaRow], *, count: int, seed: int, holdout: floa
     return np.where(parts < share.numerator, 0, NEVER)
 
 
-def write_folds(path: str | Path, rows: Sequence[ArenaRow], folds: np.ndarray) -> None:
+def write_folds(path: str | Path, rows: LabelledRows, folds: np.ndarray) -> None:
     """A CSV of id, fold and prompt group, written atomically; `read_folds` takes it back."""
-    ids = [row.id for row in rows]
     with write_atomically(path) as unfinished:
-        pd.DataFrame({"id": ids, "fold": folds, "group": prompt_groups(rows)}).to_csv(unfinished, index=False)
+        pd.DataFrame({"id": rows.ids, "fold": folds, "group": rows.groups}).to_csv(unfinished, index=False)
 
 
-def read_folds(path: str | Path, rows: Sequence[ArenaRow]) -> np.ndarray:
+def read_folds(path: str | Path, rows: LabelledRows) -> np.ndarray:
     """(N,) int64 fold of each row as a file of id and fold says, joined by id; the file may be written by others.
 
     Refuses ids that are missing, unknown or repeated, a fold that is no whole number from -1 up, and a prompt whose
@@ -60,13 +59,13 @@ def read_folds(path: str | Path, rows: Sequence[ArenaRow]) -> np.ndarray:
         if row_id in by_id:
             raise ValueError(f"{table.place(number)}: id {row_id} is given twice. Keep one line per id.")
         by_id[row_id] = _fold_number(fold, f"{table.place(number)}, id {row_id}")
-    _refuse_other_ids(path, [row.id for row in rows], by_id)
-    folds = np.array([by_id[row.id] for row in rows], dtype=np.int64)
+    _refuse_other_ids(path, list(rows.ids), by_id)
+    folds = np.array([by_id[row_id] for row_id in rows.ids], dtype=np.int64)
     _refuse_split_prompts(path, rows, folds)
     return folds
 
 
-def _parts(rows: Sequence[ArenaRow], count: int, seed: int, setting: str) -> np.ndarray:
+def _parts(rows: LabelledRows, count: int, seed: int, setting: str) -> np.ndarray:
     from sklearn.model_selection import StratifiedGroupKFold
 
     if count < 2:
@@ -77,10 +76,9 @@ def _parts(rows: Sequence[ArenaRow], count: int, seed: int, setting: str) -> np.
             f"{setting} needs {count} different prompts and {count} rows of each label, but the {len(rows)} rows are "
             f"enough for {most}. Ask for fewer folds or give more rows."
         )
-    labels = [row.label_index for row in rows]
     folds = np.full(len(rows), NEVER, dtype=np.int64)
     splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
-    for fold, (_, held_out) in enumerate(splitter.split(labels, labels, prompt_groups(rows))):
+    for fold, (_, held_out) in enumerate(splitter.split(rows.label_index, rows.label_index, rows.groups)):
         folds[held_out] = fold
     empty = sorted(set(range(count)) - set(folds.tolist()))
     if empty:
@@ -88,16 +86,10 @@ def _parts(rows: Sequence[ArenaRow], count: int, seed: int, setting: str) -> np.
     return folds
 
 
-def _most_parts(rows: Sequence[ArenaRow]) -> int:
+def _most_parts(rows: LabelledRows) -> int:
     """Parts that could each have a prompt of their own and a row of every label there is."""
-    unlabelled = [row.id for row in rows if row.label_index is None]
-    if unlabelled:
-        raise ValueError(
-            f"{len(unlabelled)} rows have no label (id {', '.join(unlabelled[:3])}), but folds are stratified by it. "
-            f"Label them as one of {', '.join(LABELS)}."
-        )
-    counts = np.bincount([row.label_index or 0 for row in rows], minlength=len(LABELS))
-    return int(min(len(set(prompt_groups(rows).tolist())), counts[counts > 0].min(initial=len(rows))))
+    counts = np.bincount(rows.label_index, minlength=len(rows.labels))
+    return int(min(len(np.unique(rows.groups)), counts[counts > 0].min(initial=len(rows))))
 
 
 def _fold_number(written: str | None, place: str) -> int:
@@ -122,12 +114,13 @@ def _refuse_other_ids(path: str | Path, ids: Sequence[str], by_id: dict[str, int
     raise ValueError(f"{path} {' and '.join(said)}. Give the folds of exactly these rows, or leave folds.file out.")
 
 
-def _refuse_split_prompts(path: str | Path, rows: Sequence[ArenaRow], folds: np.ndarray) -> None:
+def _refuse_split_prompts(path: str | Path, rows: LabelledRows, folds: np.ndarray) -> None:
     first: dict[int, int] = {}
-    for number, group in enumerate(prompt_groups(rows).tolist()):
+    for number, group in enumerate(rows.groups.tolist()):
         other = first.setdefault(group, number)
         if folds[other] != folds[number]:
             raise ValueError(
-                f"{path} puts one prompt in two folds: id {rows[other].id} in {folds[other]}, id {rows[number].id} in "
-                f"{folds[number]}. A model would be scored on a prompt it learned from: give both the same fold."
+                f"{path} puts one prompt in two folds: id {rows.ids[other]} in {folds[other]}, "
+                f"id {rows.ids[number]} in {folds[number]}. A model would be scored on a prompt it learned from: "
+                "give both the same fold."
             )

@@ -9,37 +9,41 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from infer.ranks import RANK_WAIT_S
-from models.encoder import HEAD_DEPTH, PairClassifier, depth
+from models.encoder import HEAD_DEPTH, depth
 from models.settings import Settings
-from train.batches import PairItems, PairSampler
+from train.batches import RowItems, RowSampler
 from train.callbacks import StepBar
 
+TRAINED_FILE = "trained.safetensors"
 
-class PairTrainer(Trainer):
-    """Trains a PairClassifier on soft targets.
 
-    evaluate_heldout: the network -> held-out scores; the same code writes the submission.
+class FoldTrainer(Trainer):
+    """Trains a network that gives (B, L) logits on soft targets. Its checkpoints hold the trained parameters alone.
+
+    evaluate_heldout: the network -> held-out scores; the same code writes the submission. weights: (L,) of the labels.
     """
 
     def __init__(
         self,
-        model: PairClassifier,
+        model: torch.nn.Module,
         arguments: TrainingArguments,
         *,
-        sampler: PairSampler,
+        sampler: RowSampler,
         collate: Callable[[list[int]], dict[str, torch.Tensor]],
-        evaluate_heldout: Callable[[PairClassifier], dict[str, float]],
+        evaluate_heldout: Callable[[torch.nn.Module], dict[str, float]],
         label_smoothing: float = 0.0,
+        weights: torch.Tensor | None = None,
         layer_decay: float = 1.0,
         head_rate: float = 1.0,
         callbacks: list[Any] | None = None,
@@ -47,9 +51,10 @@ class PairTrainer(Trainer):
         self.sampler = sampler
         self.evaluate_heldout = evaluate_heldout
         self.label_smoothing = label_smoothing
+        self.weights = weights
         self.layer_decay = layer_decay
         self.head_rate = head_rate
-        items = PairItems(len(sampler.lengths))
+        items = RowItems(len(sampler.lengths))
         super().__init__(
             model,
             arguments,
@@ -64,16 +69,17 @@ class PairTrainer(Trainer):
         if not arguments.disable_tqdm:
             self.add_callback(StepBar)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> RowSampler:
         return self.sampler
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean cross-entropy of the batch against soft targets (B, 3), in float32."""
+        """Mean cross-entropy of the batch against soft targets (B, L), in float32; a label's part times its weight."""
         targets = inputs.pop("targets")
         logits = model(**inputs)
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+        weights = None if self.weights is None else self.weights.to(logits.device)
+        loss = F.cross_entropy(logits.float(), targets, weight=weights, label_smoothing=self.label_smoothing)
         return (loss, logits) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -105,6 +111,67 @@ class PairTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The trained parameters of a checkpoint: a frozen base of gigabytes is where it was loaded from."""
+        from safetensors.torch import save_file
+
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained(self.model).items()}
+        save_file(state, folder / TRAINED_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_trained(model or self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_best_model()
+        elif self.state.best_model_checkpoint:
+            load_trained(self.model, Path(self.state.best_model_checkpoint))
+
+
+def trained(model: Any) -> dict[str, torch.Tensor]:
+    """The parameters that training changes, by name; a tied one once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def load_trained(model: Any, folder: Path) -> None:
+    """Put a checkpoint's parameters in place. Raises ValueError where it is of another network."""
+    from safetensors.torch import load_file
+
+    stored, mine = load_file(folder / TRAINED_FILE), trained(model)
+    if stored.keys() != mine.keys():
+        odd = sorted(stored.keys() ^ mine.keys())
+        raise ValueError(f"{folder} is of another network: {odd[0]} is on one side only. Delete it.")
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            mine[name].copy_(tensor)
+
+
+def class_weights(asked: Any, targets: np.ndarray, labels: Sequence[str]) -> torch.Tensor | None:
+    """(L,) float32 weights of the labels' losses, or None. targets: (n, L) of the training rows.
+
+    asked: None; balanced: n / (L * mass of the label), so that the mean over the rows is 1, as scikit-learn has it; or
+    one number per label. Raises ValueError for a list of another length, and balanced where a label has no row.
+    """
+    if asked is None:
+        return None
+    if asked != "balanced":
+        if len(asked) != len(labels):
+            raise ValueError(
+                f"trainer.class_weights={asked} has {len(asked)} numbers for the {len(labels)} labels "
+                f"{', '.join(labels)}: expected one per label, in this order."
+            )
+        return torch.tensor([float(one) for one in asked])
+    mass = targets.sum(axis=0)
+    if not mass.all():
+        absent = labels[int(mass.argmin())]
+        raise ValueError(
+            f"trainer.class_weights=balanced, but no training row has the label {absent}: "
+            "its weight would be infinite. Give the weights as a list, or leave the label out."
+        )
+    return torch.from_numpy((len(targets) / (len(labels) * mass)).astype(np.float32))
+
 
 def parameter_groups(
     model: torch.nn.Module,
@@ -133,11 +200,10 @@ def parameter_groups(
     return list(groups.values())
 
 
-def training_arguments(settings: Settings, folder: Path, *, rows: int, seed: int, rate: float, precision: str,
+def training_arguments(settings: Settings, folder: Path, *, items: int, seed: int, rate: float, precision: str,
                        report_to: list[str], quiet: bool, world_size: int) -> TrainingArguments:  # fmt: skip
-    """Trainer's arguments for one fold. rows: training pairs; precision: as resolved for this device."""
+    """Trainer's arguments for one fold. items: of an epoch; precision: as resolved for this device."""
     trainer = settings.trainer
-    items = rows * (2 if trainer.swap == "both" else 1)
     steps_per_epoch = max(1, math.ceil(items / (trainer.batch_rows * trainer.accumulation * world_size)))
     eval_steps = max(1, int(steps_per_epoch / trainer.evals_per_epoch))
     arguments = TrainingArguments(

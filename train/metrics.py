@@ -3,6 +3,7 @@
 Knows arrays of one evaluation; never ids or files.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,3 +40,17 @@ def log_loss_metric() -> Any:
             return {"log_loss": float(-np.log(np.maximum(truth_probs, PROB_FLOOR)).mean())}
 
     return LogLoss(keep_in_memory=True)
+
+
+def heldout_scores() -> Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, float]]:
+    """(probs (n, L), true columns (n,), disagreement of the orders (n,), NaN unknown) -> what an evaluation logs."""
+    log_loss = log_loss_metric()
+
+    def score(probs: np.ndarray, truth: np.ndarray, disagreement: np.ndarray) -> dict[str, float]:
+        return {
+            **log_loss.compute(predictions=probs, references=truth),
+            "accuracy": float((probs.argmax(axis=1) == truth).mean()),
+            **({} if np.isnan(disagreement).any() else {"swap_disagreement": float(disagreement.mean())}),
+        }
+
+    return score

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from infer.calibration import settle_temperature, write_calibration
+from infer.calibration import apply_temperature, settle_temperature, write_calibration
 from infer.files import write_json
 from infer.logs import open_log
 from infer.metrics import baseline_lines, score
 from infer.predictions import Predictions, join
 from infer.ranks import is_main, wait_for_all, world_size
+from infer.thresholds import settle_decision, write_decision
 from models.precision import device_and_precision
 from models.settings import Settings
-from models.tasks.arena import ArenaTable, read_rows, write_bad_rows
-from models.tasks.groups import prompt_groups
 from train.baselines import score_baselines
 from train.card import write_cards
 from train.fold import FoldData, train_fold
 from train.folds import make_folds, read_folds, write_folds
+from train.learners import prepare
 from train.record import open_run, write_environment
+from train.rows import LabelledRows, read_training_rows
 
 
 def run(settings: Settings) -> dict | None:
@@ -38,9 +40,9 @@ def run(settings: Settings) -> dict | None:
     log = open_log(folder / "train.log", main=main)
     device_line = device_and_precision(settings.trainer.precision)[2]
     log.info(f"{settings.name}, seed {settings.seed}, in {folder}: {device_line}, {world_size()} process(es)")
-    table = read_training_rows(settings, folder, main)
-    folds = settle_folds(settings, folder, table, main)
-    data = FoldData(table.rows, folds)
+    rows = read_training_rows(settings, folder, main)
+    folds = settle_folds(settings, folder, rows, main)
+    data = FoldData(rows, folds)
     numbers = sorted(int(fold) for fold in np.unique(folds) if fold >= 0)
     wanted = numbers if settings.folds.only is None else settings.folds.only
     unknown = sorted(set(wanted) - set(numbers))
@@ -51,8 +53,8 @@ def run(settings: Settings) -> dict | None:
         write_environment(folder, device_line, world_size())
         for fold in set(wanted) - set(waiting):
             log.info(f"fold {fold}: done before, kept")
-    if waiting and settings.method.name == "encoder":
-        prepare_encoder(settings, data, folder, main)
+    if waiting:
+        prepare(settings, data, folder, main)
     for fold in waiting:
         train_fold(settings, data, fold, folder / f"fold{fold}")
     done = [fold for fold in numbers if (folder / f"fold{fold}" / "done.json").is_file()]
@@ -63,53 +65,22 @@ def run(settings: Settings) -> dict | None:
     return metrics
 
 
-def read_training_rows(settings: Settings, folder: Path, main: bool) -> ArenaTable:
-    """The labelled rows; what was repaired or dropped is said once and, where dropped, listed in bad_rows.csv."""
-    from infer.logs import log
-
-    task = settings.arena
-    table = read_rows(task.train_csv, labelled=True, on_bad_row=task.on_bad_row, votes_path=task.votes_csv)
-    log.info(f"{len(table.rows)} rows from {task.train_csv}")
-    if table.repairs.counts:
-        log.info(table.repairs.report())
-    if table.bad_rows and main:
-        write_bad_rows(folder / "bad_rows.csv", table.bad_rows)
-        log.info(f"{len(table.bad_rows)} bad rows dropped, listed in {folder / 'bad_rows.csv'}")
-    return table
-
-
-def settle_folds(settings: Settings, folder: Path, table: ArenaTable, main: bool) -> np.ndarray:
+def settle_folds(settings: Settings, folder: Path, rows: LabelledRows, main: bool) -> np.ndarray:
     """(N,) the fold of each row: as this run wrote it before, as a given file says, or made now."""
     path = folder / "folds.csv"
     source = path if path.is_file() else settings.folds.file
     wait_for_all()  # nobody writes while another still looks
     if source is not None:
-        folds = read_folds(source, table.rows)
+        folds = read_folds(source, rows)
         given = settings.folds.file
-        if given is not None and not np.array_equal(folds, read_folds(given, table.rows)):
+        if given is not None and not np.array_equal(folds, read_folds(given, rows)):
             raise ValueError(f"{path} has other folds than folds.file={given}. Choose a new folder: run_dir=...")
     else:
-        folds = make_folds(table.rows, count=settings.folds.count, seed=settings.seed, holdout=settings.folds.holdout)
+        folds = make_folds(rows, count=settings.folds.count, seed=settings.seed, holdout=settings.folds.holdout)
     if main and not path.is_file():
-        write_folds(path, table.rows, folds)
+        write_folds(path, rows, folds)
     wait_for_all()
     return folds
-
-
-def prepare_encoder(settings: Settings, data: FoldData, folder: Path, main: bool) -> None:
-    """Tokenise every field once for all folds; compute the pair features where the head reads them."""
-    from models.names import resolve_model
-    from models.reader import load_tokenizer
-    from models.tasks.arena_features import features
-    from models.tasks.tokens import cached_fields
-
-    data.tokenizer = load_tokenizer(resolve_model(settings.model.name))
-    if main:
-        cached_fields(data.rows, data.tokenizer, folder)
-    wait_for_all()
-    data.fields = cached_fields(data.rows, data.tokenizer, folder)
-    if settings.encoder.pair_features:
-        data.matrix = features(data.rows)
 
 
 def finish(settings: Settings, data: FoldData, folds: list[int], folder: Path) -> dict:
@@ -122,8 +93,7 @@ def finish(settings: Settings, data: FoldData, folds: list[int], folder: Path) -
     write_calibration(folder / "calibration.json", temperature, heldout)
     done = [json.loads((folder / f"fold{fold}" / "done.json").read_text()) for fold in folds]
     disagreement = np.concatenate([np.load(folder / f"fold{fold}" / "disagreement.npy") for fold in folds])
-    group_of_row = prompt_groups(data.rows)
-    groups = {row.id: int(group) for row, group in zip(data.rows, group_of_row, strict=True)}
+    groups = dict(zip(data.rows.ids, data.rows.groups.tolist(), strict=True))
     baselines = score_baselines(data, folds, seed=settings.seed, folder=folder)
     by_fold = [entry["log_loss"] for entry in done]
     metrics = {
@@ -138,6 +108,8 @@ def finish(settings: Settings, data: FoldData, folds: list[int], folder: Path) -
         "seconds": float(sum(entry["seconds"] for entry in done)),
         "collapsed_folds": [entry["fold"] for entry in done if entry.get("collapsed")],
     }
+    if data.rows.swap is None:
+        metrics["decision"] = settle_labels(heldout, temperature, folder)
     write_json(folder / "metrics.json", metrics)
     write_cards(settings, metrics, folds, folder)
     change = f"log loss {heldout.log_loss():.4f} before, {calibrated:.4f} after (cross-fitted)"
@@ -148,3 +120,18 @@ def finish(settings: Settings, data: FoldData, folds: list[int], folder: Path) -
     beside = ", ".join(f"{name} {loss:.4f}" for name, loss in baselines.items())
     log.info(f"held-out log loss {metrics['log_loss']:.4f} ({beside}), recorded in {folder / 'metrics.json'}")
     return metrics
+
+
+def settle_labels(heldout: Predictions, temperature: float, folder: Path) -> dict[str, Any]:
+    """Fit the decision weights into decision.json; what they are and, across folds, what they gain."""
+    from infer.logs import log
+
+    decision = settle_decision(apply_temperature(heldout, temperature))
+    write_decision(folder / "decision.json", decision)
+    weights = dict(zip(decision.labels, decision.weights.tolist(), strict=True))
+    shown = ", ".join(f"{label} {weight:.2f}" for label, weight in weights.items())
+    log.info(
+        f"macro-F1 {decision.plain:.4f} by the largest probability, {decision.decided:.4f} (cross-fitted) by weighted "
+        f"ones: {shown}, in {folder / 'decision.json'}"
+    )
+    return {"metric": decision.metric, "plain": decision.plain, "decided": decision.decided, "weights": weights}

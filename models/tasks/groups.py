@@ -21,5 +21,10 @@ def prompt_groups(rows: Sequence[ArenaRow]) -> np.ndarray:
     16.6 % of the competition's rows share their prompt with another row. Split apart, they let a model recognise
     what it should judge: a random split flatters a plain length model by 0.007 of log loss.
     """
+    return equal_groups([normalise_prompt(row.prompt) for row in rows])
+
+
+def equal_groups(texts: Sequence[str]) -> np.ndarray:
+    """(N,) int64, the same number for equal texts; numbered as they first appear."""
     numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(normalise_prompt(row.prompt), len(numbers)) for row in rows], dtype=np.int64)
+    return np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)

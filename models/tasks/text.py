@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +86,16 @@ class TextRow:
 
 @dataclass(frozen=True)
 class Survey:
-    """What reading every row once has found. empty: rows with no text in any field. unlabelled: label unknown."""
+    """What reading every row once has found. empty: rows with no text in any field. unlabelled: label unknown.
+
+    left_out: rows of the file that are none of the source's, by reason.
+    """
 
     rows: int
     empty: int
     unlabelled: int
     mended: int
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

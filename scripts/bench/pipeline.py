@@ -27,6 +27,7 @@ from models.tasks.cells import write_turns
 from models.tasks.groups import prompt_groups
 from models.tasks.tokens import TokenCache, tokenise_fields
 from train.folds import make_folds
+from train.rows import arena_rows
 
 ROWS = 57_477  # of the competition's train.csv
 Result = TypeVar("Result")
@@ -79,7 +80,7 @@ def main() -> None:
         print(f"{options.rows} rows, {file.stat().st_size / 2**20:.0f} MiB as CSV, tokenizer {options.tokenizer}")
         rows = timed("read, parse, check", options.rows, lambda: read_rows(file, labelled=True).rows)
         groups = timed("group by prompt", options.rows, lambda: prompt_groups(rows))
-        timed("5 folds", options.rows, lambda: make_folds(rows, count=5, seed=42))
+        timed("5 folds", options.rows, lambda: make_folds(arena_rows(rows), count=5, seed=42))
         fields = timed("tokenise", options.rows, lambda: tokenise_fields(rows, tokenizer))
         cache = Path(folder) / "tokens.bin"
         timed("write the token cache", options.rows, lambda: fields.save(cache))

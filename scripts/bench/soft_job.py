@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from soft_model import WORDS
 
+KEYS_VALUES = ("k_proj", "v_proj")
 INSTRUCTION_WORDS = 200
 TEXT_WORDS = (20, 120)
 ANSWERS = {
@@ -81,22 +82,30 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text)["input_ids"]
 
 
-def least_flops(size: Size, body: int, head: int) -> float:
+def least_flops(size: Size, body: int, last: int, head: int) -> float:
     """The fewest matmul FLOPs that give exact probabilities and the mass outside them, attention not counted.
 
-    Every distinct token passes the body once (`body` weights), and the head (`head` = V * H weights) is read at each
-    text's last token and at each of the n places inside the answers' tree: 2W(S + n + P/N) + 2VH(1 + n) per text.
+    Every distinct token passes the body once (`body` weights). What gives no keys or values in the last layer (`last`)
+    and the head (`head` = V * H) are needed at each text's last token and at each of the n places inside the answers'
+    tree only: 2W(S + n + P/N) + 2(W' + VH)(1 + n) per text.
     """
     tokens = size.own_total + size.texts * size.inside + size.shared
-    return 2.0 * body * tokens + 2.0 * head * size.texts * (1 + size.inside)
+    return 2.0 * body * tokens + 2.0 * (last + head) * size.texts * (1 + size.inside)
 
 
-def weights(model: Any) -> tuple[int, int]:
-    """(body, head): weights that a token is multiplied with in the layers, and in the head."""
+def weights(model: Any) -> tuple[int, int, int]:
+    """(body, last, head): weights that every token must be multiplied with, and those for the tokens that are read.
+
+    last: the last layer's but for keys and values, as far as these go by the names of Llama; else the layer is body.
+    """
     head = model.get_output_embeddings().weight
     embeddings = {id(head), id(model.get_input_embeddings().weight)}
     body = sum(weight.numel() for weight in model.parameters() if weight.dim() == 2 and id(weight) not in embeddings)
-    return body, head.numel()
+    layers = next(module for module in model.modules() if type(module).__name__ == "ModuleList")
+    final = {name: weight.numel() for name, weight in layers[-1].named_parameters() if weight.dim() == 2}
+    kept = sum(count for name, count in final.items() if name.split(".")[-2] in KEYS_VALUES)
+    last = sum(final.values()) - kept if kept else 0
+    return body - last, last, head.numel()
 
 
 def largest_difference(log_probs: np.ndarray, oracle: np.ndarray) -> float:

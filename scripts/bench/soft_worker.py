@@ -148,6 +148,7 @@ class Facts:
     hardware: str
     parameters: int
     body: int
+    last: int
     head: int
     weight_bytes: int
     texts: int
@@ -164,29 +165,30 @@ def find_facts(setup: Setup, folder: Path) -> Facts:
     import torch
 
     model, tokenizer = load(setup, folder)
-    body, head = weights(model)
+    body, last, head = weights(model)
     size = job_size(Job.load(folder / "job.json"), tokenizer)
     side, cells = (8_192, 2**29) if setup.device.startswith("cuda") else (1_024, 2**26)
     left = torch.randn(side, side, device=setup.device, dtype=torch_dtype(setup.precision))
     source = torch.empty(cells, device=setup.device, dtype=torch.uint8)
     target = torch.empty_like(source)
     return Facts(
-        hardware=hardware(setup), parameters=sum(weight.numel() for weight in model.parameters()), body=body, head=head,
-        weight_bytes=(body + head) * model.dtype.itemsize, texts=size.texts, shared_tokens=size.shared,
-        own_tokens=size.own_total, inside=size.inside, least_flops=least_flops(size, body, head),
+        hardware=hardware(setup.device, setup.threads),
+        parameters=sum(weight.numel() for weight in model.parameters()), body=body, last=last, head=head,
+        weight_bytes=(body + last + head) * model.dtype.itemsize, texts=size.texts, shared_tokens=size.shared,
+        own_tokens=size.own_total, inside=size.inside, least_flops=least_flops(size, body, last, head),
         flops_per_s=2.0 * side**3 / best_seconds(lambda: left @ left, setup.device),
         bytes_per_s=2.0 * cells / best_seconds(lambda: target.copy_(source), setup.device),
     )  # fmt: skip
 
 
-def hardware(setup: Setup) -> str:
+def hardware(device: str, threads: int) -> str:
     import torch
 
-    if setup.device.startswith("cuda"):
+    if device.startswith("cuda"):
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{setup.threads} threads of {names[0] if names else 'a CPU'}"
+    return f"{threads} threads of {names[0] if names else 'a CPU'}"
 
 
 def best_seconds(work: Callable[[], Any], device: str, tries: int = 10) -> float:

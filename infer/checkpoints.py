@@ -1,0 +1,57 @@
+"""The checkpoints of a run: where its finished folds stand, what their probabilities depend on, its temperature.
+
+Knows the run folder; never a method or a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from infer.calibration import read_calibration
+from infer.logs import log
+from models.checkpoint import IDENTITY
+from models.fingerprint import fingerprint
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run's finished folds, or the folder itself where it is one checkpoint.
+
+    Raises FileNotFoundError with the command that makes them.
+    """
+    found = finished_checkpoints(folder)
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds no finished fold. Train first (python -m train with the same arguments), or name the run "
+            "or checkpoint folder: run_dir=..."
+        )
+    return found
+
+
+def finished_checkpoints(folder: Path) -> list[Path]:
+    """As find_checkpoints, and [] where there is none."""
+    if (folder / IDENTITY).is_file():
+        return [folder]
+    return sorted(path.parent / "checkpoint" for path in folder.glob("fold*/done.json"))
+
+
+def checkpoint_identity(folder: Path, labels: Sequence[str]) -> dict[str, object]:
+    """What the mean of a run's checkpoints depends on: a mark of each one's files, and the run's temperature."""
+    marks = [
+        fingerprint(file for file in sorted(checkpoint.rglob("*")) if file.is_file())
+        for checkpoint in find_checkpoints(folder)
+    ]
+    return {"checkpoints": marks, "temperature": run_temperature(folder, labels)}
+
+
+def run_temperature(folder: Path, labels: Sequence[str], *, say: bool = False) -> float | None:
+    """The temperature of the run's calibration.json, None where there is none. Refuses one fitted for other labels."""
+    path = folder / "calibration.json"
+    if not path.is_file():
+        if say:
+            log.info(f"no temperature: {folder} has no calibration.json")
+        return None
+    temperature = read_calibration(path, tuple(labels))
+    if say and temperature != 1:
+        log.info(f"temperature {temperature:.3f}, fitted on the held-out rows")
+    return temperature

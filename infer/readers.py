@@ -1,0 +1,138 @@
+"""What reads a run's texts, by its method: a language model asked as it is, after reasoning, adapted, or a classifier.
+
+Knows which module stands behind a method; each is imported when it is wanted. A reader is anything with `Reader`'s
+three names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from infer.checkpoints import checkpoint_identity, finished_checkpoints
+from infer.logs import log
+from models.engine_settings import row_fields
+from models.method_settings import ASKED_METHODS
+from models.settings import FREE_KEYS, Settings, flatten
+from models.tasks.text import TEXT_FIELD
+
+if TYPE_CHECKING:
+    from infer.label_reader import LabelReader, LabelReading
+
+# Keys that say where labelled rows are, which reading does not depend on; of the input its bytes count, not its place.
+UNIMPORTANT = {*FREE_KEYS, "task.input_csv", "task.train_csv", "task.target_columns"}
+
+
+class Reader(Protocol):
+    """Rows of text fields in, label probabilities out.
+
+    labels: in column order. identity: JSON values by name, whatever must be the same again for the same probabilities.
+    One that also has read_content_free() and read_premise(), as LabelReader does, can be calibrated by them.
+    """
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
+
+    def read(
+        self, rows: Sequence[Mapping[str, str]], *, names: Sequence[str] = (), progress: bool = False
+    ) -> LabelReading:
+        """The labels' log-probabilities of each row. names: of the rows, for errors. progress: show a bar."""
+        ...
+
+
+def reader_kind(settings: Settings) -> str:
+    """Which reader a run needs: label (a language model as it is), reasoning, adapter, or fitted (a classifier).
+
+    method=adapter with adapter.use=auto is label while the run has no finished fold.
+    """
+    method, use = settings.method.name, settings.adapter.use
+    if method == "chain_of_thought":
+        return "reasoning"
+    if method == "next_token":
+        return "label"
+    if method != "adapter":
+        return "fitted"
+    trained = use == "run" or (use == "auto" and bool(finished_checkpoints(Path(settings.run_dir))))
+    return "adapter" if trained else "label"
+
+
+def load_reader(settings: Settings) -> Reader:
+    """The reader of a run, loaded; whatever can be told before a row is read is checked."""
+    kind = reader_kind(settings)
+    if kind == "reasoning":
+        from infer.chain_of_thought import load_chain_reader
+
+        return load_chain_reader(settings)
+    if kind == "adapter":
+        from infer.adapter import load_adapter_reader
+
+        return load_adapter_reader(settings)
+    if kind == "fitted":
+        from infer.text_classifiers import load_checkpoint_reader
+
+        return load_checkpoint_reader(settings)
+    if settings.method.name == "adapter":
+        log.info(f"the model as it is: adapter.use={settings.adapter.use}, {_trained_folds(settings)}")
+    return load_label_reader(settings)
+
+
+def load_label_reader(settings: Settings) -> LabelReader:
+    """The language model of a run, asked its question; whatever the tokenizer can tell is checked."""
+    from infer.label_reader import LabelReader
+    from models.causal import load_language_model
+
+    model, engine = settings.language_model, settings.engine
+    loaded = load_language_model(model.name, precision=engine.precision, quantization=model.quantization)
+    log.info(loaded.line)
+    reader = LabelReader(loaded, settings.question, budget_tokens=engine.budget_tokens, max_tokens=engine.max_tokens)
+    reader.check()
+    return reader
+
+
+def identify(settings: Settings) -> dict[str, Any]:
+    """What a run's numbers depend on beside the rows: its settings that are not free to change, and the files read.
+
+    A language model's files are under `model`, those of a run's checkpoints under `checkpoints`.
+    """
+    kind = reader_kind(settings)
+    groups = {
+        "label": ("task.", "question.", "engine."),
+        "reasoning": ("task.", "question.", "engine.", "generation."),
+        "adapter": ("task.", "question.", "engine."),
+        "fitted": ("task.", "question.labels"),
+    }[kind]
+    identity = {k: v for k, v in flatten(settings).items() if k.startswith(groups) and k not in UNIMPORTANT}
+    if kind != "fitted":
+        identity["model"] = _identify_model(settings)
+    if kind in ("adapter", "fitted"):
+        identity |= checkpoint_identity(Path(settings.run_dir), list(settings.question.labels))
+    return identity
+
+
+def asked_fields(settings: Settings) -> list[str]:
+    """The fields of a row that are read: the question's, or the text where no question is asked."""
+    if settings.method.name not in ASKED_METHODS:
+        return [TEXT_FIELD]
+    return row_fields(settings.question.prompt or "")
+
+
+def rotates(settings: Settings) -> bool:
+    """Is the question asked in every rotation of its options? Then there is a column `spread`."""
+    asked = settings.method.name in ASKED_METHODS
+    return asked and settings.question.answers != "text" and settings.question.permutations == "cyclic"
+
+
+def _identify_model(settings: Settings) -> dict[str, str]:
+    from models.causal import identify_language_model
+
+    model = settings.language_model
+    return identify_language_model(model.name, precision=settings.engine.precision, quantization=model.quantization)
+
+
+def _trained_folds(settings: Settings) -> str:
+    count = len(finished_checkpoints(Path(settings.run_dir)))
+    return f"{count or 'no'} trained folds in {settings.run_dir}"

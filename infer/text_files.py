@@ -1,0 +1,58 @@
+"""The files beside a table of texts: labels.csv, each skill with its label, and reasoning.jsonl, what a reader noted.
+
+Knows rows, readings and files; never a model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from infer.chunked import P
+from infer.files import write_frame
+from infer.label_reader import LabelReading
+from infer.logs import log
+from infer.predictions import OTHER_COLUMN
+from models.tasks.files import write_atomically
+from models.tasks.text import LABEL_COLUMN, RowSource, TextRow
+
+LABELS_FILE = "labels.csv"
+NOTES_FILE = "reasoning.jsonl"
+
+
+def kept_notes(reading: LabelReading, rows: Sequence[TextRow]) -> dict[str, list[dict[str, Any]]]:
+    """What is kept beside a part of what its reader noted: {"notes": [id, the row's texts, the note]}, or {}."""
+    if reading.notes is None:
+        return {}
+    assert len(reading.notes) == len(rows), (len(reading.notes), len(rows))
+    return {"notes": [{"id": row.id, **row.fields, **note} for row, note in zip(rows, reading.notes, strict=True)]}
+
+
+def write_notes(path: Path, chunks: Iterable[Sequence[Mapping[str, Any]]]) -> None:
+    """One line of JSON for each row, in the rows' order."""
+    rows = 0
+    with write_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        for notes in chunks:
+            stream.writelines(json.dumps(note, ensure_ascii=False) + "\n" for note in notes)
+            rows += len(notes)
+    log.info(f"{path}: what was noted of {rows} rows")
+
+
+def write_labels(path: Path, source: RowSource, frames: Iterable[pd.DataFrame], text_column: str) -> None:
+    """skill, label (the one chosen), p_<label>..., p_other; a row each, in the order of the table.
+
+    frames: of the table's chunks, those of source.
+    """
+    field = next(name for name, column in source.field_columns.items() if column == text_column)
+    columns = [P + label for label in source.labels] + [OTHER_COLUMN]
+    pieces = []
+    for (_, chunk), frame in zip(source.chunks(), frames, strict=True):
+        assert [row.id for row in chunk] == frame["id"].tolist(), "the input changed while it was read"
+        named = pd.DataFrame({"skill": [row.fields[field] for row in chunk], LABEL_COLUMN: frame["predicted"]})
+        pieces.append(pd.concat([named, frame[columns]], axis=1))
+    write_frame(pd.concat(pieces, ignore_index=True), path)
+    log.info(f"{path}: {sum(map(len, pieces))} skills, each with its label")

@@ -1,0 +1,123 @@
+"""Many requests at once: each ends once, and what was answered before a server died is kept."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from endpoint_server import Reply, answer, serving
+
+from infer import endpoint as endpoint_module
+from infer.completions import Completion
+from infer.endpoint import Endpoint, EndpointClient, EndpointRefused, RequestFailed
+from infer.endpoint_queue import complete_all
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "FIRST_WAIT_S", 0.01)
+
+
+def requests(count: int):
+    return [(number, [{"role": "user", "content": f"row {number}"}]) for number in range(count)]
+
+
+def client(url: str, **changes) -> EndpointClient:
+    return EndpointClient(Endpoint(url, "m", **({"timeout_s": 5.0, "attempts": 3} | changes)))
+
+
+def echo(content: dict) -> Reply:
+    return answer(content["messages"][-1]["content"].upper())
+
+
+def test_every_request_is_answered_once_with_its_own_answer_through_every_fault() -> None:
+    def reply(number: int, content: dict) -> Reply:
+        faults = [Reply(429), Reply(500), Reply(200, echo(content).body[:30]), Reply(hang_up=True)]
+        return faults[number % 8 // 2] if number % 2 else echo(content)
+
+    with serving(reply) as server:
+        found = dict(complete_all(client(server.url, attempts=12), requests(40), workers=4))
+    assert {key: one.text for key, one in found.items()} == {n: f"ROW {n}" for n in range(40)}
+
+
+def test_no_more_than_the_workers_are_under_way() -> None:
+    under_way, most, lock = 0, 0, threading.Lock()
+
+    def reply(_: int, content: dict) -> Reply:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.05)
+        with lock:
+            under_way -= 1
+        return echo(content)
+
+    with serving(reply) as server:
+        assert len(list(complete_all(client(server.url), requests(12), workers=3))) == 12
+    assert 2 <= most <= 3
+
+
+def test_rows_refused_here_and_there_do_not_stop_the_others() -> None:
+    def reply(_: int, content: dict) -> Reply:
+        number = int(content["messages"][-1]["content"].split()[1])
+        return Reply(400, "bad row") if number % 2 else echo(content)
+
+    with serving(reply) as server:
+        found = dict(complete_all(client(server.url), requests(16), workers=1, stop_after=2))
+    assert len(found) == 16
+    assert all(isinstance(one, RequestFailed if key % 2 else Completion) for key, one in found.items())
+
+
+def test_a_server_killed_midway_ends_it_and_loses_no_answer() -> None:
+    served: list[str] = []
+
+    def reply(number: int, content: dict) -> Reply:
+        if number == 10:
+            threading.Thread(target=server.stop).start()
+            return Reply(hang_up=True)
+        served.append(content["messages"][-1]["content"])
+        return echo(content)
+
+    found: dict = {}
+    with serving(reply) as server, pytest.raises(EndpointRefused, match="3 requests in a row failed"):
+        for key, one in complete_all(client(server.url, attempts=2), requests(50), workers=2, stop_after=3):
+            found[key] = one
+    answered = {f"row {key}" for key, one in found.items() if isinstance(one, Completion)}
+    assert answered == set(served) and len(answered) >= 10
+    assert len(found) < 20, "it went on asking a dead server"
+
+
+def test_a_refusal_of_all_yields_what_is_still_under_way() -> None:
+    def reply(number: int, content: dict) -> Reply:
+        return Reply(401, "no", delay_s=0.05) if number == 0 else Reply(body=echo(content).body, delay_s=0.4)
+
+    found = {}
+    with serving(reply) as server, pytest.raises(EndpointRefused, match="HTTP 401"):
+        for key, one in complete_all(client(server.url), requests(20), workers=3):
+            found[key] = one
+    assert len(found) == 2 and len(server.asked) == 3
+
+
+def test_when_one_is_told_to_wait_all_wait() -> None:
+    def reply(number: int, content: dict) -> Reply:
+        return Reply(429, headers={"Retry-After": "1"}) if number == 0 else echo(content)
+
+    with serving(reply) as server:
+        assert len(list(complete_all(client(server.url), requests(30), workers=2))) == 30
+    told = server.asked[0][0]
+    # the other worker's request may have been on its way already
+    early = [at for at, _, _ in server.asked[1:] if at - told < 0.9]
+    assert len(early) <= 3, f"{len(early)} requests while the server had asked for silence"
+
+
+def test_leaving_early_ends_the_workers() -> None:
+    with serving(lambda _, content: echo(content)) as server:
+        answers = complete_all(client(server.url), requests(100), workers=2)
+        next(answers)
+        answers.close()
+        asked = len(server.asked)
+        time.sleep(0.1)
+        assert len(server.asked) == asked < 10
+        assert not [one for one in threading.enumerate() if one.name.startswith("endpoint")]

@@ -1,0 +1,103 @@
+"""An encoder that a fold trains on arena rows: both heads, both orders, tokens made once for all folds.
+
+Knows arena rows, tokens and settings; nothing of the training loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infer.encoder import EncoderClassifier, build_model
+from infer.ranks import wait_for_all
+from models.encoder import check_budget, freeze_lowest, load_encoder
+from models.names import resolve_model
+from models.reader import FeatureScale, load_tokenizer, make_reader
+from models.settings import Settings
+from models.tasks.arena import ArenaRow
+from models.tasks.arena_features import features
+from models.tasks.tokens import cached_fields
+
+
+@dataclass
+class PreparedRows:
+    """What all folds share. fields: the rows' token ids. matrix: (N, F) structural features, where asked for."""
+
+    tokenizer: Any
+    fields: Any
+    matrix: np.ndarray | None = None
+
+
+def prepare_rows(settings: Settings, rows: Sequence[ArenaRow], folder: Path, main: bool) -> PreparedRows:
+    """Tokenise every field once for all folds; compute the pair features where the head reads them."""
+    tokenizer = load_tokenizer(resolve_model(settings.model.name))
+    if main:
+        cached_fields(rows, tokenizer, folder)
+    wait_for_all()
+    matrix = features(rows) if settings.encoder.pair_features else None
+    return PreparedRows(tokenizer, cached_fields(rows, tokenizer, folder), matrix)
+
+
+class EncoderLearner:
+    """The PairClassifier of one fold. training: numbers of the rows whose features set the scale."""
+
+    def __init__(self, settings: Settings, prepared: PreparedRows, training: np.ndarray) -> None:
+        self.trainer = settings.trainer
+        self.fields, matrix = prepared.fields, prepared.matrix
+        scale = None if matrix is None else FeatureScale.fit(matrix[training])
+        self.matrix = matrix
+        self.given = None if scale is None or matrix is None else scale.apply(matrix)
+        task = settings.arena
+        self.reader = make_reader(
+            prepared.tokenizer, head=settings.encoder.head, budget_tokens=task.budget_tokens,
+            prompt_share=task.prompt_share,
+        )  # fmt: skip
+        self.network = build_network(settings, prepared.tokenizer, scale)
+        self.classifier = EncoderClassifier(
+            self.network, prepared.tokenizer, self.reader, scale, tta=self.trainer.tta, base=settings.model.name
+        )
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(self.fields.row_tokens()[rows])
+
+    def batch(self, items: Sequence[int]) -> dict[str, Any]:
+        return self.reader.batch(self.fields, list(items), self.given)
+
+    def predict(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return predict_rows(self.classifier, self.fields, self.matrix, rows, self.trainer)
+
+    def save(self, folder: Path) -> None:
+        self.classifier.save(folder)
+
+    def callbacks(self) -> list[Any]:
+        return []
+
+
+def predict_rows(
+    classifier: EncoderClassifier, fields: Any, matrix: np.ndarray | None, rows: np.ndarray, trainer: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Learner.predict by any encoder of this tokenizer, from tokens that are made already."""
+    given = None if classifier.scale is None or matrix is None else classifier.scale.apply(matrix[rows])
+    mine = [fields[int(row)] for row in rows]
+    probs, gap = classifier.probs_of(mine, given, batch_rows=trainer.predict_batch_rows, precision=trainer.precision)
+    return probs, np.zeros(len(rows), dtype=np.float32), gap
+
+
+def build_network(settings: Settings, tokenizer: Any, scale: Any) -> Any:
+    """The PairClassifier that a fold of this run starts from. scale: a FeatureScale, or None to read text only.
+
+    Raises FileNotFoundError for a model that is not there, ValueError for a budget past its positions.
+    """
+    wanted = settings.encoder
+    encoder: Any = load_encoder(resolve_model(wanted.name), dropout=wanted.dropout, vocab_size=len(tokenizer))
+    check_budget(encoder, settings.arena.budget_tokens, wanted.name)
+    freeze_lowest(encoder, wanted.frozen_layers)
+    if settings.trainer.activation_checkpointing:
+        # The older name is deprecated from transformers 5.2x on, the newer one missing before.
+        enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
+        enable()
+    return build_model(encoder, wanted.head, scale)

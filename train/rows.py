@@ -1,0 +1,109 @@
+"""The labelled rows that a run trains on, whatever their task: ids, soft targets, and what is held out together.
+
+Knows rows and settings; never folds, tokens or networks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.engine_settings import row_fields
+from models.settings import Settings
+from models.tasks.arena import LABELS, SWAP, ArenaRow, read_rows, write_bad_rows
+from models.tasks.groups import equal_groups, normalise_prompt, prompt_groups
+from models.tasks.text import TEXT_FIELD
+
+log = logging.getLogger("tiebreak")
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledRows:
+    """N labelled rows.
+
+    rows: as their task reads them, ArenaRow or TextRow. ids: (N,) text. labels: L names in column order.
+    label_index: (N,) int64, the column of each row's label. targets: (N, L) float32, what is learnt: the label, or the
+    shares of several (votes); rows sum to one. groups: (N,) int64, the same for rows that must share a fold.
+    swap: where a row may also be read with its answers exchanged, the column that each label's target then moves to;
+    None where rows have one order.
+    """
+
+    rows: Sequence[Any]
+    ids: np.ndarray
+    labels: tuple[str, ...]
+    label_index: np.ndarray
+    targets: np.ndarray
+    groups: np.ndarray
+    swap: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def truth(self) -> np.ndarray:
+        """(N,) name of each row's label."""
+        return np.array(self.labels, dtype=object)[self.label_index]
+
+
+def arena_rows(rows: Sequence[ArenaRow]) -> LabelledRows:
+    """Arena rows, held out by prompt. Raises ValueError for rows without a label."""
+    unlabelled = [row.id for row in rows if row.label_index is None]
+    if unlabelled:
+        raise ValueError(
+            f"{len(unlabelled)} rows have no label (id {', '.join(unlabelled[:3])}), but folds are stratified by it. "
+            f"Label them as one of {', '.join(LABELS)}."
+        )
+    ids = np.array([row.id for row in rows], dtype=object)
+    index = np.array([row.label_index for row in rows], dtype=np.int64)
+    targets = np.eye(len(LABELS), dtype=np.float32)[index]
+    for number, row in enumerate(rows):
+        if row.target is not None:  # shares of votes
+            targets[number] = row.target
+    return LabelledRows(rows, ids, LABELS, index, targets, prompt_groups(rows), SWAP)
+
+
+def read_training_rows(settings: Settings, folder: Path, main: bool) -> LabelledRows:
+    """The labelled rows of a run; what was repaired, left out or dropped is said once. Raises ValueError.
+
+    Arena rows that were dropped are listed in folder/bad_rows.csv.
+    """
+    return _arena(settings, folder, main) if settings.task.name == "arena" else _texts(settings)
+
+
+def _arena(settings: Settings, folder: Path, main: bool) -> LabelledRows:
+    task = settings.arena
+    table = read_rows(task.train_csv, labelled=True, on_bad_row=task.on_bad_row, votes_path=task.votes_csv)
+    log.info(f"{len(table.rows)} rows from {task.train_csv}")
+    if table.repairs.counts:
+        log.info(table.repairs.report())
+    if table.bad_rows and main:
+        write_bad_rows(folder / "bad_rows.csv", table.bad_rows)
+        log.info(f"{len(table.bad_rows)} bad rows dropped, listed in {folder / 'bad_rows.csv'}")
+    return arena_rows(table.rows)
+
+
+def _texts(settings: Settings) -> LabelledRows:
+    from models.tasks.labelled import read_labelled
+
+    task, labels = settings.text, tuple(settings.question.labels)
+    fields = row_fields(settings.question.prompt) if settings.question.prompt else (TEXT_FIELD,)
+    found = read_labelled(task, labels, fields=fields)
+    # A row may have shares and no label of its own: its likeliest stands for it.
+    index = np.array(
+        [labels.index(row.label) if row.label else int(target.argmax())
+         for row, target in zip(found.rows, found.targets, strict=True)],
+        dtype=np.int64,
+    )  # fmt: skip
+    counts = np.bincount(index, minlength=len(labels))
+    shown = ", ".join(f"{label} {count}" for label, count in zip(labels, counts, strict=True))
+    log.info(f"{len(found.rows)} rows from {task.labelled_csv}: {shown}")
+    for reason, count in found.left_out.items():
+        log.info(f"{count} rows left out: {reason}")
+    ids = np.array([row.id for row in found.rows], dtype=object)
+    texts = [normalise_prompt(tuple(row.fields.values())) for row in found.rows]
+    return LabelledRows(found.rows, ids, labels, index, found.targets, equal_groups(texts))
