@@ -22,6 +22,8 @@ import pandas as pd
 from infer.answer_calibration import FEWEST_ROWS
 from infer.calibrator import Calibrator, load_calibrator
 from infer.chunked import P, fill_parts, kept_strays, open_parts, part_schema, probability_columns, probability_frame
+from infer.cutoffs import Cutoff, holds_cutoff, read_cutoff
+from infer.files import read_json
 from infer.identity import input_identity
 from infer.label_reader import LabelReading
 from infer.logs import log, open_log
@@ -38,13 +40,15 @@ from models.settings import Settings
 from models.tasks.skills import open_task_rows
 from models.tasks.text import LABEL_COLUMN, RowSource, Survey, TextRow
 
+PAGE_ROWS = 100_000  # of a table that gets a page by itself: ten seconds
+
 
 def run_texts(settings: Settings) -> Path:
     """Read every row of task.input_csv; the path of the table written."""
     open_log(None, main=is_main())
     source = open_source(settings)
     calibrator = load_calibrator(settings.calibration.use) if settings.calibration.use else None
-    decision = read_decision(settings.decision, source.labels) if settings.decision else None
+    decision = read_rule(settings.decision, source.labels) if settings.decision else None
     output, identity = Path(str(settings.output)), run_identity(settings, source)
     if calibrator is not None and reader_kind(settings) == "label":
         # the prompt's mark needs the tokenizer: _Reading checks it again, whole
@@ -60,8 +64,29 @@ def run_texts(settings: Settings) -> Path:
             from infer.calibrator_run import fit_from_output
 
             fit_from_output(settings, output, source.labels)
+        if settings.report:
+            _write_page(output, source)
     wait_for_all()
     return output
+
+
+def _write_page(output: Path, source: RowSource) -> None:
+    """The page beside a table, with the rows' texts; a large table gets the command that makes one."""
+    from infer.report import write_report
+    from infer.report.run_folder import from_table
+
+    rows = int(read_json(Path(f"{output}.json"))["rows"])
+    if rows > PAGE_ROWS:
+        log.info(f"no page for {rows} rows: python -m infer.report {output} makes one")
+        return
+    texts = {row.id: "\n\n".join(row.fields.values()) for _, chunk in source.chunks() for row in chunk}
+    page = write_report(Path(f"{output}.report.html"), from_table(output, texts=texts))
+    log.info(f"{page}: the rows, curves and thresholds to look at")
+
+
+def read_rule(path: str, labels: Sequence[str]) -> Decision | Cutoff:
+    """The decision weights of a run's decision.json, or the cutoff that a report's button saved."""
+    return read_cutoff(path, labels) if Path(path).is_file() and holds_cutoff(path) else read_decision(path, labels)
 
 
 def open_source(settings: Settings) -> RowSource:
@@ -103,7 +128,7 @@ class _Reading:
     settings: Settings
     source: RowSource
     calibrator: Calibrator | None
-    decision: Decision | None
+    decision: Decision | Cutoff | None
 
     def load(self) -> Reader:
         reader = load_reader(self.settings)
@@ -118,8 +143,7 @@ class _Reading:
         if self.calibrator is not None:
             answered = np.isfinite(probs).all(axis=1)
             probs[answered] = self.calibrator.apply(reading.log_probs[answered])
-        weights = None if self.decision is None else self.decision.weights
-        frame = pd.concat([self._named(chunk), probability_frame(reading, labels, probs, weights)], axis=1)
+        frame = pd.concat([self._named(chunk), probability_frame(reading, labels, probs, self.decision)], axis=1)
         first = _of_the_reader(reader) if number == 0 else {}
         return frame, {"strays": kept_strays(reading), **kept_notes(reading, chunk), **first}
 

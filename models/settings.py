@@ -135,6 +135,7 @@ class Settings:
     run_dir: str
     out_dir: str | None  # where python -m infer writes; None: the run folder
     output: str | None  # task text: the table that python -m infer writes
+    report: bool  # report.html of a finished run or table, and its figures as PNGs
     doctor: bool  # print what the run would do, and stop
     task: TaskSettings
     model: ModelSettings
@@ -259,7 +260,7 @@ def _check_calibration(settings: Settings) -> None:
 
 # Keys that may change between two launches of one run: they say where, how much of it, or how fast, never what.
 FREE_KEYS = {
-    "run_dir", "doctor", "folds.only", "folds.file", "task.test_csv", "task.sample_csv", "blend.runs",
+    "run_dir", "doctor", "report", "folds.only", "folds.file", "task.test_csv", "task.sample_csv", "blend.runs",
     "trainer.predict_batch_rows", "trainer.workers", "trainer.saves_per_eval", "out_dir", "output", "track.wandb",
     "track.project", "engine.budget_tokens", "generation.batch_rows",
 }  # fmt: skip
