@@ -32,7 +32,7 @@ from infer.ranks import from_main, is_main, wait_for_all
 from infer.readers import Reader, asked_fields, identify, load_reader, reader_kind, rotates
 from infer.reasoning_notes import report_reasoning
 from infer.table_summary import report, summarise, summary_columns
-from infer.text_files import LABELS_FILE, NOTES_FILE, kept_notes, write_labels, write_notes
+from infer.text_files import LABELS_FILE, NOTES_FILE, PLAIN_STEM, beside, kept_notes, write_labels, write_notes
 from infer.thresholds import Decision, read_decision
 from models.engine_settings import LEARNT_CALIBRATORS
 from models.kind_settings import SkillsTask
@@ -49,7 +49,13 @@ def run_texts(settings: Settings) -> Path:
     source = open_source(settings)
     calibrator = load_calibrator(settings.calibration.use) if settings.calibration.use else None
     decision = read_rule(settings.decision, source.labels) if settings.decision else None
-    output, identity = Path(str(settings.output)), run_identity(settings, source)
+    output, identity = output_of(settings), run_identity(settings, source)
+    seen = trained_on(settings)
+    if seen and settings.calibration.fit in LEARNT_CALIBRATORS:
+        raise ValueError(
+            f"calibration.fit={settings.calibration.fit} would learn from the rows that {settings.run_dir} was trained "
+            "on, where it is surer than on new ones. Give other labelled rows: the run has its own temperature."
+        )
     if calibrator is not None and reader_kind(settings) == "label":
         # the prompt's mark needs the tokenizer: _Reading checks it again, whole
         prompt = {key: value for key, value in calibrator.identity.items() if key == "prompt_sha256"}
@@ -59,6 +65,11 @@ def run_texts(settings: Settings) -> Path:
     else:
         _read_all(_Reading(settings, source, calibrator, decision), output, identity)
     if is_main():
+        if seen:
+            log.info(
+                f"warning: {settings.run_dir} was trained on these rows, so their score below flatters it; the score "
+                f"on rows held out is in {Path(settings.run_dir) / 'metrics.json'}"
+            )
         report(output, source.labels)
         if settings.calibration.fit:
             from infer.calibrator_run import fit_from_output
@@ -68,6 +79,32 @@ def run_texts(settings: Settings) -> Path:
             _write_page(output, source)
     wait_for_all()
     return output
+
+
+def output_of(settings: Settings) -> Path:
+    """The table to write: settings.output.
+
+    A model that an experiment has not taught yet writes its default table as untrained.parquet, so that the same
+    command may be given again after training.
+    """
+    output = Path(str(settings.output))
+    untaught = settings.method.name == "adapter" and reader_kind(settings) == "label"
+    default = Path(settings.run_dir) / f"{PLAIN_STEM}.parquet"
+    return output.with_stem("untrained") if untaught and output == default else output
+
+
+def trained_on(settings: Settings) -> bool:
+    """Were the rows to be read those that the run's checkpoints learnt from, as far as its config.yaml tells?"""
+    import yaml
+
+    config = Path(settings.run_dir) / "config.yaml"
+    if reader_kind(settings) not in ("adapter", "fitted") or not config.is_file():
+        return False
+    task = yaml.safe_load(config.read_text(encoding="utf-8")).get("task", {})
+    learnt = Path(task.get("train_csv") or task.get("input_csv") or "")
+    given = Path(settings.text.input_csv)
+    same_size = learnt.is_file() and learnt.stat().st_size == given.stat().st_size
+    return same_size and learnt.read_bytes() == given.read_bytes()
 
 
 def _write_page(output: Path, source: RowSource) -> None:
@@ -101,7 +138,6 @@ def open_source(settings: Settings) -> RowSource:
         chunk_rows=settings.engine.chunk_rows,
     )
     _refuse_told_labels(source)
-    _refuse_taken_name(settings)
     fit = settings.calibration.fit
     if fit in ("contextual", "pmi") and reader_kind(settings) in ("fitted", "reasoning"):
         raise ValueError(
@@ -177,19 +213,19 @@ def _read_all(reading: _Reading, output: Path, identity: Mapping[str, Any]) -> N
 
 def _finish(reading: _Reading, parts: Parts, count: int) -> None:
     """The files beside the table, its record, and last the table: the record says that all of them are there."""
-    source, settings, folder = reading.source, reading.settings, parts.output.parent
+    source, settings, output = reading.source, reading.settings, parts.output
     extras = parts.extras(count)
     if isinstance(settings.task, SkillsTask):
-        write_labels(folder / LABELS_FILE, source, parts.frames(count), settings.text.text_column)
-    beside: dict[str, Any] = {}
+        write_labels(beside(output, LABELS_FILE), source, parts.frames(count), settings.text.text_column)
+    said: dict[str, Any] = {}
     if "notes" in extras[0]:
-        write_notes(folder / NOTES_FILE, [one["notes"] for one in extras])
+        write_notes(beside(output, NOTES_FILE), [one["notes"] for one in extras])
         if reader_kind(settings) == "reasoning":
-            beside = report_reasoning([note for one in extras for note in one["notes"]])
+            said = report_reasoning([note for one in extras for note in one["notes"]])
     frames = parts.frames(count, summary_columns(source.labels, labelled=source.label_column is not None))
     figures = summarise(frames, source.labels, [one["strays"] for one in extras])
     of_the_reader = {key: value for key, value in extras[0].items() if key not in ("strays", "notes")}
-    parts.merge(count, {"labels": list(source.labels), **of_the_reader, **beside, **figures})
+    parts.merge(count, {"labels": list(source.labels), **of_the_reader, **said, **figures})
 
 
 def _surveyed(settings: Settings, source: RowSource) -> Survey:
@@ -231,15 +267,6 @@ def _refuse_told_labels(source: RowSource) -> None:
         raise ValueError(
             f"task.keep_columns names '{taken[0]}': a column that begins with {P} is a label's probability in the "
             "output. Rename it, or leave it out."
-        )
-
-
-def _refuse_taken_name(settings: Settings) -> None:
-    """The files written beside the table are not the table."""
-    if Path(str(settings.output)).name in (LABELS_FILE, NOTES_FILE):
-        raise ValueError(
-            f"output={settings.output}: a file of this name is written beside the table. Name the table otherwise, "
-            "such as predictions.csv."
         )
 
 

@@ -62,6 +62,7 @@ class TrainerSettings:
     tta: bool  # predictions averaged over both orders of the answers
     precision: str
     activation_checkpointing: bool
+    keep: str  # of a fold's evaluations: best by held-out log loss, or last, which the held-out rows had no say in
     evals_per_epoch: float  # 0.5: every second epoch
     saves_per_eval: int  # 2 and more: also saves between evaluations, so that less is lost
     early_stopping: int  # evaluations without improvement; 0 never stops early
@@ -69,6 +70,7 @@ class TrainerSettings:
     workers: int  # processes that prepare batches
 
     def __post_init__(self) -> None:
+        one_of("trainer.keep", self.keep, ("best", "last"))
         one_of("trainer.schedule", self.schedule, SCHEDULES)
         one_of("trainer.swap", self.swap, SWAPS)
         one_of("trainer.precision", self.precision, PRECISIONS)
