@@ -11,10 +11,12 @@ from typing import Any
 from transformers import TrainerCallback
 
 PROBED_LAYERS = 24  # spread over the depth: a probe computes one layer on two tokens
+# A norm that overflows makes every gradient zero; it ends when fp16's scale was halved often enough.
+MOST_SILENT = 32
 
 
 class GradientGuard(TrainerCallback):
-    """Looks at the gradients of the first step and of the first step after every evaluation.
+    """Looks at the gradients of the first step and of the first step after every evaluation that can be judged.
 
     Raises RuntimeError where an adapter got none, or a frozen layer passes none on.
     """
@@ -22,12 +24,16 @@ class GradientGuard(TrainerCallback):
     def __init__(self, model: Any) -> None:
         self.model = model
         self.due = True
+        self.silent = 0  # steps in a row that had no gradient anywhere
 
     def on_evaluate(self, *given: Any, **also: Any) -> None:
         self.due = True
 
     def on_pre_optimizer_step(self, *given: Any, **also: Any) -> None:
-        if not self.due:
+        if not self.due or overflowed(self.model):
+            return
+        self.silent = self.silent + 1 if all_zero(self.model) else 0
+        if 0 < self.silent <= MOST_SILENT:
             return
         self.due = False
         without = adapters_without_gradient(self.model)
@@ -53,8 +59,25 @@ def adapters_without_gradient(model: Any) -> list[str]:
         name
         for name, weight in model.named_parameters()
         if weight.requires_grad and "lora_B" in name and (weight.grad is None or not bool(weight.grad.abs().max() > 0))
-        and not _is_nan(weight.grad)
     ]  # fmt: skip
+
+
+def overflowed(model: Any) -> bool:
+    """Whether a gradient is not finite: fp16's scaler skips the step, and the others tell nothing any more.
+
+    The gradients were clipped before. Where their norm was infinite, each was multiplied by zero: infinite ones are NaN
+    now and finite ones zero; where it was NaN, all are NaN.
+    """
+    return any(not bool(gradient.isfinite().all()) for gradient in _gradients(model) if gradient is not None)
+
+
+def all_zero(model: Any) -> bool:
+    """Whether all that is trained got a gradient and every one of them is zero.
+
+    Finite gradients whose norm overflows are clipped to that. A network cut somewhere (trap T2) has some left, above
+    the cut; one that is cut everywhere has none at all (None), and cannot be trained a step.
+    """
+    return all(gradient is not None and not bool(gradient.any()) for gradient in _gradients(model))
 
 
 def layers_without_gradient(model: Any) -> list[str]:
@@ -80,6 +103,5 @@ def layers_without_gradient(model: Any) -> list[str]:
     return dead
 
 
-def _is_nan(gradient: Any) -> bool:
-    """An overflow under fp16, which the scaler skips, is no missing gradient."""
-    return gradient is not None and not bool(gradient.isfinite().all())
+def _gradients(model: Any) -> list[Any]:
+    return [weight.grad for weight in model.parameters() if weight.requires_grad]
