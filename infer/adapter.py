@@ -16,7 +16,7 @@ import numpy as np
 from infer.adapter_reading import mean_reading, predict_rows, read_active, tempered
 from infer.checkpoints import find_checkpoints, run_temperature
 from infer.identity import as_json, differences
-from infer.label_reader import LabelReader, LabelReading
+from infer.label_reader import CONTENT_FREE, LabelReader, LabelReading
 from infer.logs import log
 from models.adapter_base import AdapterBase, load_base
 from models.adapter_files import ADAPTER_FILES, check_base
@@ -63,17 +63,22 @@ class AdapterReader:
 
     def read_content_free(self) -> np.ndarray:
         """(3, L) raw log-probabilities of texts without content, for contextual calibration."""
-        return self._averaged(self.reader.read_content_free)
+        return self._averaged(self.reader.read_content_free, CONTENT_FREE)
 
     def read_premise(self) -> np.ndarray:
         """(1, L) raw log-probabilities behind the question's last words, for PMI."""
-        return self._averaged(self.reader.read_premise)
+        return self._averaged(self.reader.read_premise, ("",))
 
-    def _averaged(self, ask: Any) -> np.ndarray:
+    def _averaged(self, ask: Any, texts: Sequence[str]) -> np.ndarray:
+        """ask: of a label head; a sequence head, which the engine cannot read, is given rows of these texts."""
         found = []
         for _ in self._each_adapter():
             with self.base.autocast():
-                found.append(ask())
+                if self.base.head == "sequence":
+                    rows = [dict.fromkeys(self.reader.fields, text) for text in texts]
+                    found.append(read_active(self.base, self.reader, rows).log_probs)
+                else:
+                    found.append(ask())
         return np.asarray(np.logaddexp.reduce(np.stack(found), axis=0) - np.log(len(found)))
 
     def _each_adapter(self) -> Any:
@@ -121,16 +126,17 @@ class AdapterClassifier:
 def load_adapter_reader(settings: Settings) -> AdapterReader:
     """The reader of a run's trained folds, its temperature applied.
 
-    Raises FileNotFoundError where the run has no finished fold, ValueError for adapters of another base, label list or
-    question; both before the base is loaded.
+    Raises FileNotFoundError where the run has no finished fold, ValueError for adapters of another base, label list,
+    question or head; both before the base is loaded.
     """
     folder, model, engine = Path(settings.run_dir), settings.language_model, settings.engine
     labels = tuple(settings.question.labels)
     folders = find_checkpoints(folder)
-    identities = [check_base(one, model.name, model.quantization) for one in folders]
+    identities = [read_identity(one, labels=labels) for one in folders]
     for one, identity in zip(folders, identities, strict=True):
-        read_identity(one, labels=labels)
         check_question(one, identity, settings.question)
+        check_head(one, identity, settings.adapter.head)
+        check_base(one, model.name, model.quantization)
     wanted = precision_here(identities[0]["precision"]) if engine.precision == "auto" else engine.precision
     base = load_base(
         model.name, precision=wanted, quantization=model.quantization, head=identities[0]["head"], labels=len(labels)
@@ -150,6 +156,15 @@ def check_question(folder: Path, identity: Mapping[str, Any], question: Question
         raise ValueError(
             f"{folder} was trained on another question: {differences(trained, asked)}. Ask it the same, train again, "
             "or set adapter.use=none to ask the model as it is."
+        )
+
+
+def check_head(folder: Path, identity: Mapping[str, Any], head: str) -> None:
+    """Refuse settings that describe another network than the one that was trained."""
+    if identity["head"] != head:
+        raise ValueError(
+            f"{folder} was trained with adapter.head={identity['head']}, not {head}. Set "
+            f"adapter.head={identity['head']}, or train again in another run_dir."
         )
 
 

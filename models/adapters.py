@@ -171,7 +171,14 @@ def _is_norm(module: Any) -> bool:
 
 
 def _linear_names(model: Any) -> list[str]:
+    """Names of the layers that all-linear adapts: neither the head nor the embeddings."""
     import torch
+    from transformers.pytorch_utils import Conv1D  # GPT-2's
 
-    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    return sorted({name.rpartition(".")[2] for name in names})
+    head = model.get_output_embeddings()
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
+    }
+    return sorted(names - {SEQUENCE_HEAD})

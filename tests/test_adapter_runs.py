@@ -1,13 +1,12 @@
-"""A run of adapters: folds trained on texts or arena rows, read back with the run's temperature, merged."""
+"""A run of adapters: folds trained on texts or arena rows, read back with the run's temperature."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, compose, pair_rows
+from conftest import compose, pair_rows
 
 from infer.adapter import AdapterClassifier, load_adapter_reader
 from infer.adapter_reading import mean_reading, tempered
@@ -158,46 +157,16 @@ def test_a_mean_of_readings_keeps_what_the_labels_hold_together() -> None:
     np.testing.assert_allclose(tempered(mean, 1.0).log_probs, mean.log_probs)
 
 
-def merge_script():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        import merge_adapter
-    finally:
-        sys.path.pop(0)
-    return merge_adapter
+def test_a_new_head_is_asked_about_texts_without_content_too(tmp_path: Path, tiny_language_model: str) -> None:
+    settings = skills(tmp_path, tiny_language_model, "adapter.head=sequence")
+    finish(tmp_path, 0, taught(settings, text_data(), steps=2))
+    reader = load_adapter_reader(settings)
+    empty = [{"text": text} for text in ("N/A", "", "[MASK]")]
+    np.testing.assert_allclose(reader.read_content_free(), reader.read(empty).log_probs, atol=1e-6)
+    np.testing.assert_allclose(reader.read_premise(), reader.read([{"text": ""}]).log_probs, atol=1e-6)
 
 
-def test_merging_writes_an_ordinary_model_and_says_what_changed(
-    tmp_path: Path, tiny_language_model: str, capsys: pytest.CaptureFixture
-) -> None:
-    settings, data = skills(tmp_path, tiny_language_model), text_data()
-    folders = [str(finish(tmp_path, fold, taught(settings, data, steps=2 + fold))) for fold in (0, 1)]
-    table = tmp_path / "rows.csv"
-    table.write_text("Skill;label\n" + "".join(f"{row.fields['text']};{row.label}\n" for row in data.rows.rows))
-    main = merge_script().main
-    given = ["--rows", str(table), "--precision", "fp32"]
-    assert main([folders[0], str(tmp_path / "merged"), *given]) == 0
-    said = capsys.readouterr().out
-    assert "12 labelled rows" in said and "a probability moved by 0.0000 on average" in said
-    merged = load_label_reader(skills(tmp_path, str(tmp_path / "merged"))).read([row.fields for row in data.rows.rows])
-    reader = AdapterClassifier.load(Path(folders[0]))
-    np.testing.assert_allclose(merged.probs(), reader.predict_proba(data.rows.rows), atol=1e-5)
-    assert main([*folders, str(tmp_path / "mean"), "--average", *given]) == 0
-    assert (tmp_path / "mean" / "model.safetensors").is_file()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["c", "out", "--into-4-bit"], "rounds the sum to 4 bits"),
-        (["c", "d", "out"], "add --average"),
-        (["c", "d", "out", "--average"], "--average needs --rows"),
-        (["c", "out"], "is no Tiebreak checkpoint"),
-    ],
-)
-def test_a_wrong_merge_is_refused_with_a_sentence(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert merge_script().main(arguments) == 2
-    assert said in capsys.readouterr().err
+def test_an_adapter_is_not_read_with_another_head(tmp_path: Path, tiny_language_model: str) -> None:
+    finish(tmp_path, 0, taught(skills(tmp_path, tiny_language_model), text_data(), steps=2))
+    with pytest.raises(ValueError, match=r"trained with adapter\.head=label, not sequence\. Set adapter\.head=label"):
+        load_adapter_reader(skills(tmp_path, tiny_language_model, "adapter.head=sequence"))
