@@ -5,72 +5,98 @@
 
 An adapter trained beside 4-bit weights has learnt to mend their errors, and the merged model has none: so the labelled
 rows are read before (as trained) and after, and the change is printed. --rows must be rows that no fold was trained on,
-and for one fold its own held-out rows (heldout.csv names them); the mean of folds has seen all of the run's rows.
+and for one fold its own held-out rows (heldout.csv names them); the mean of folds has seen all of the run's rows. How
+many of them were trained on is said where the run folder still tells it.
 The merged folder is an ordinary model: safetensors, tokenizer, and any tool that opens such. python -m infer reads it
 with model.name=merged method=next_token.
 """
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 
-def merge(folders: Sequence[Path], out: Path, *, rows_csv: Path | None, base_name: str | None, precision: str) -> str:
+def merge(
+    folders: Sequence[Path], out: Path, *, rows_csv: Path | None, text_column: str | None, base_name: str | None,
+    precision: str,
+) -> str:  # fmt: skip
     """Write the merged model; the report of the change on the labelled rows.
 
-    Raises ValueError for checkpoints of different bases or questions, a sequence head, and a folder that is not empty.
+    Raises ValueError for checkpoints of different bases or questions, a sequence head, a base stored in 4 bits, rows
+    whose text column is not clear, and a folder that is not empty.
     """
-    from infer.label_reader import LabelReader
     from models.adapter_base import load_base
-    from models.adapter_files import average_adapters, check_base
+    from models.adapter_files import check_base
     from models.checkpoint import read_identity
-    from models.engine_settings import QuestionSettings
 
     identities = [read_identity(folder) for folder in folders]
     first = identities[0]
     check_alike(folders, identities)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty. Name a new folder: a merged model must not be mixed with another.")
-    name = base_name or first["base"]["name"]
-    quantization = first["base"]["quantization"]
-    for folder in folders:
-        check_base(folder, name, quantization)
-    question = QuestionSettings(**first["question"])
-    rows, truth = labelled_rows(rows_csv, question, first["task"]) if rows_csv else ([], np.empty(0, dtype=np.int64))
-
-    def read(base: Any) -> Any:
-        from infer.adapter_reading import read_active
-
-        reader = LabelReader(base.loaded, question, max_tokens=first["max_tokens"])
-        return read_active(base, reader, [row.fields for row in rows], progress=True)
-
-    def carry(base: Any) -> Any:
-        return average_adapters(base, folders) if len(folders) > 1 else base.carry(folders)
-
-    before = None
+    rows = labelled_rows(rows_csv, folders[0], first, text_column) if rows_csv else []
     if rows:
-        trained = load_base(name, precision=precision, quantization=quantization)
-        carry(trained)
-        before = read(trained)
+        say_what_was_trained_on(rows_csv, rows, folders)
+    name = base_name or first["base"]["name"]
+    for folder in folders:
+        check_base(folder, name, first["base"]["quantization"])
+    before, precision_before = read_as_trained(folders, name, first, rows) if rows else (None, "")
+    gc.collect()  # a network holds itself in rings, and two of 8B are more than a machine may have room for
     base = load_base(name, precision=precision, quantization="none")
-    model = carry(base)
-    if not is_plain(model):
-        raise ValueError(f"{name} is stored in 4 bits: {WHY_NOT_4_BIT}")
-    merged = model.merge_and_unload(safe_merge=True)
+    merged = carry(base, folders).merge_and_unload(safe_merge=True)
     base.carried = None
     merged.save_pretrained(out)
     base.loaded.tokenizer.save_pretrained(out)
     written = f"{out}: {type(merged).__name__} with {len(folders)} adapter(s) merged into the unquantised {name}"
-    return written if before is None else f"{written}\n{change(before, read(base), truth, quantization)}"
+    if before is None:
+        return written
+    told = (f"as trained ({first['base']['quantization']}, {precision_before})", f"merged ({base.precision})")
+    return f"{written}\n{change(before, read(base, first, rows), rows, first['labels'], told)}"
+
+
+def read_as_trained(
+    folders: Sequence[Path], name: str, identity: dict[str, Any], rows: Sequence[Any]
+) -> tuple[Any, str]:
+    """(the reading of the rows by the adapters beside the base, quantised as in training, its number format)."""
+    from infer.adapter import precision_here
+    from models.adapter_base import load_base
+
+    precision, quantization = precision_here(identity["precision"]), identity["base"]["quantization"]
+    base = load_base(name, precision=precision, quantization=quantization)
+    carry(base, folders, quantized=quantization != "none")
+    return read(base, identity, rows), base.precision
+
+
+def carry(base: Any, folders: Sequence[Path], *, quantized: bool = False) -> Any:
+    """The base with the adapter, or the mean of several. quantized: it was loaded so, and is not to be merged."""
+    from models.adapter_files import average_adapters
+
+    model = average_adapters(base, folders) if len(folders) > 1 else base.carry(folders)
+    if not quantized and not is_plain(model):
+        raise ValueError(f"{base.loaded.name} is stored in 4 bits: {WHY_NOT_4_BIT}")
+    return model
+
+
+def read(base: Any, identity: dict[str, Any], rows: Sequence[Any]) -> Any:
+    """The reading of the rows by what the base carries now."""
+    from infer.adapter_reading import read_active
+    from infer.label_reader import LabelReader
+    from models.engine_settings import QuestionSettings
+
+    reader = LabelReader(base.loaded, QuestionSettings(**identity["question"]), max_tokens=identity["max_tokens"])
+    return read_active(base, reader, [row.fields for row in rows], progress=True)
 
 
 WHY_NOT_4_BIT = (
-    "merging there rounds the sum to 4 bits again, which loses what the adapter taught. Name the unquantised base with "
-    "--base; the adapter itself may stay beside 4-bit weights, unmerged."
+    "merging there rounds the sum to 4 bits again, which loses what the adapter taught. Leave the adapter unmerged "
+    "(python -m infer reads base and adapter), or train beside the unquantised model with model.quantization=nf4: such "
+    "an adapter can be merged."
 )
 
 
@@ -97,51 +123,102 @@ def check_alike(folders: Sequence[Path], identities: Sequence[dict[str, Any]]) -
                 raise ValueError(f"{folder} and {folders[0]} differ in their {key}. Merge folds of one run.")
 
 
-def labelled_rows(path: Path, question: Any, task: str) -> tuple[list[Any], np.ndarray]:
-    """(the rows, (N,) columns of their labels) of a table with the question's fields, the label in column `label`."""
-    from models.engine_settings import row_fields
-    from models.tasks.tables import read_head
-    from models.tasks.text import open_rows
+def labelled_rows(path: Path, folder: Path, identity: dict[str, Any], text_column: str | None) -> list[Any]:
+    """The labelled rows of a table, read as the task of the checkpoint reads them.
 
-    if task == "arena":
+    Columns are those of the run's settings where the table has them, and else `id` and `label`. Refuses a table whose
+    text column is not clear, and one without a label.
+    """
+    from models.engine_settings import QuestionSettings, row_fields
+    from models.tasks.skills import open_task_rows
+
+    if identity["task"] == "arena":
         raise ValueError(
             "--rows reads tables of texts. Merge without it, and score the merged model with python -m infer."
         )
-    columns = [str(name) for name in read_head(path).columns]
-    fields = row_fields(question.prompt)
-    text = next((name for name in ("text", "Skill", "skill") if name in columns), columns[0])
-    labels = list(question.labels)
-    source = open_rows(
-        str(path), fields=fields, text_column=text, id_column="id" if "id" in columns else None, label_column="label",
-        keep_columns=[], labels=labels, written_columns=[], chunk_rows=10_000,
+    question = QuestionSettings(**identity["question"])
+    asked = row_fields(question.prompt or "")
+    source = open_task_rows(
+        task_of(path, folder, identity["task"], text_column, asked), path, fields=asked, labels=identity["labels"],
+        chunk_rows=10_000,
     )  # fmt: skip
     rows = [row for _, chunk in source.chunks() for row in chunk if row.label is not None]
     if not rows:
         raise ValueError(f"{path} has no labelled row. Give rows with their label in a column `label`.")
-    return rows, np.array([labels.index(row.label) for row in rows])
+    return rows
 
 
-def change(before: Any, after: Any, truth: np.ndarray, quantization: str) -> str:
-    """What merging did to the labelled rows, in a few lines."""
-    lines = [f"{len(truth)} labelled rows      as trained ({quantization})   merged"]
-    for name, score in (("log loss", log_loss), ("accuracy", accuracy)):
-        lines.append(f"  {name:<22}{score(before.probs(), truth):.4f}              {score(after.probs(), truth):.4f}")
+def task_of(path: Path, folder: Path, name: str, text_column: str | None, asked: Sequence[str]) -> Any:
+    """The task that reads a table: the run's, with the columns that this table has."""
+    from models.kind_settings import AUTO, TASK_KINDS
+    from models.tasks.tables import table_columns
+    from models.tasks.text import TEXT_FIELD
+    from train.adapter_rows import run_task
+
+    columns, run = table_columns(path), run_task(folder)
+    text = text_column or next(
+        (one for one in (getattr(run, "text_column", None), TEXT_FIELD) if one in columns), None
+    )  # fmt: skip
+    if text is None and (TEXT_FIELD in asked or name == "skills"):
+        raise ValueError(
+            f"{path} has the columns {', '.join(columns)}: it is not clear which of them holds the text. Name it: "
+            "--text-column COLUMN."
+        )
+    told: dict[str, Any] = {"name": name, "input_csv": str(path), "text_column": text or TEXT_FIELD, "keep_columns": []}
+    for key in ("id_column", "label_column"):
+        known = getattr(run, key, AUTO)
+        told[key] = known if known in columns else AUTO
+    kind: Any = TASK_KINDS[name]
+    return kind(**{one.name: getattr(run, one.name, None) for one in fields(kind)} | told | NOT_OF_THE_ROWS)
+
+
+NOT_OF_THE_ROWS = {"train_csv": None, "target_columns": None}
+
+
+def say_what_was_trained_on(path: Path | None, rows: Sequence[Any], folders: Sequence[Path]) -> None:
+    """Warn on the error stream of rows that an adapter has learnt, or that it could not be told."""
+    from train.adapter_rows import rows_trained_on, run_folder
+
+    seen: set[int] = set()
+    for folder in folders:
+        found = rows_trained_on(rows, folder)
+        if found is None:
+            print(
+                f"note: {run_folder(folder)} does not tell which rows {folder} was trained on (its folds.csv, and the "
+                f"table it was trained on): make sure that {path} holds none of them.",
+                file=sys.stderr,
+            )
+            return
+        seen |= found
+    if seen:
+        print(
+            f"warning: {len(seen)} of the {len(rows)} labelled rows of {path} are among those that were trained on: "
+            "the figures flatter both models. Give rows that were not.",
+            file=sys.stderr,
+        )
+
+
+def change(before: Any, after: Any, rows: Sequence[Any], labels: Sequence[str], told: tuple[str, str]) -> str:
+    """What merging did to the labelled rows, in a few lines. told: the names of the two columns."""
+    from infer.metrics import score
+    from infer.predictions import Predictions
+
+    truth = np.array([row.label for row in rows], dtype=object)
+    ids = np.array([row.id for row in rows], dtype=object)
+    scores = [
+        score(Predictions(ids, tuple(labels), one.probs(), one.other, truth), bootstrap=0) for one in (before, after)
+    ]
+    widths = [max(len(one), 8) for one in told]
+    lines = [f"{f'{len(rows)} labelled rows':<24}{told[0]}   {told[1]}"]
+    for name, key in (("log loss", "log_loss"), ("accuracy", "accuracy")):
+        figures = [f"{one[key]:<{width}.4f}" for one, width in zip(scores, widths, strict=True)]
+        lines.append(f"  {name:<22}{'   '.join(figures)}".rstrip())
     moved = np.abs(before.probs() - after.probs()).max(axis=1)
     changed = (before.probs().argmax(axis=1) != after.probs().argmax(axis=1)).sum()
     lines.append(
         f"  a probability moved by {moved.mean():.4f} on average, {moved.max():.4f} at most; {changed} labels changed"
     )
     return "\n".join(lines)
-
-
-def log_loss(probs: np.ndarray, truth: np.ndarray) -> float:
-    """Mean -log p of the true labels."""
-    return float(-np.log(np.maximum(probs[np.arange(len(truth)), truth], 1e-15)).mean())
-
-
-def accuracy(probs: np.ndarray, truth: np.ndarray) -> float:
-    """Share of rows whose likeliest label is the true one."""
-    return float((probs.argmax(axis=1) == truth).mean())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -151,18 +228,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="the folder to write, new or empty")
     parser.add_argument("--average", action="store_true", help="merge the mean of several folds' adapters")
     parser.add_argument("--rows", type=Path, help="labelled rows that none of the folds was trained on")
+    parser.add_argument("--text-column", help="the column of --rows with the text; default: the run's, or `text`")
     parser.add_argument("--base", help="where the unquantised base is now; default: where it was in training")
     parser.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16: of the merged weights")
-    parser.add_argument("--into-4-bit", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     try:
-        if given.into_4_bit:
-            raise ValueError(f"--into-4-bit: {WHY_NOT_4_BIT}")
         if len(given.checkpoints) > 1 and not given.average:
             raise ValueError(f"{len(given.checkpoints)} checkpoints: add --average to merge their mean, or name one.")
         if given.average and given.rows is None:
             raise ValueError("--average needs --rows: a mean that nothing was scored on may be worse than each fold.")
-        print(merge(given.checkpoints, given.out, rows_csv=given.rows, base_name=given.base, precision=given.precision))
+        told = merge(
+            given.checkpoints, given.out, rows_csv=given.rows, text_column=given.text_column, base_name=given.base,
+            precision=given.precision,
+        )  # fmt: skip
+        print(told)
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(error, file=sys.stderr)
         return 2
