@@ -169,8 +169,18 @@ class ChainReader:
     def _fit(self, encoded: Sequence[Encoded]) -> list[Encoded]:
         """Prompts that leave room for the reasoning, the header and the answer."""
         header = len(self.encoder.bare_ids(self._closed("")))
-        room = self.max_tokens - self.generation.max_new_tokens - header - self.answers.most_tokens
-        return [self.encoder.fit(one, room) for one in encoded]
+        new = self.generation.max_new_tokens
+        room = self.max_tokens - header - self.answers.most_tokens
+        try:
+            return [self.encoder.fit(one, room - new) for one in encoded]
+        except ValueError:
+            for one in encoded:
+                self.encoder.fit(one, room)  # without reasoning there is no room either: the prompt is the cause
+            raise ValueError(
+                f"generation.max_new_tokens={new} leaves the prompt {max(room - new, 0)} of {self.max_tokens} tokens, "
+                "too few for its instruction, its examples and the row's text. Lower it, shorten the prompt, or raise "
+                "engine.max_tokens where the model reads more."
+            ) from None
 
     def _check(self, cuts: Iterable[Cut]) -> None:
         for cut in set(cuts) - self._checked:

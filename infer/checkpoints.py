@@ -13,6 +13,8 @@ from infer.logs import log
 from models.checkpoint import IDENTITY
 from models.fingerprint import fingerprint
 
+CARD = "README.md"
+
 
 def find_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run's finished folds, or the folder itself where it is one checkpoint.
@@ -36,9 +38,12 @@ def finished_checkpoints(folder: Path) -> list[Path]:
 
 
 def checkpoint_identity(folder: Path, labels: Sequence[str]) -> dict[str, object]:
-    """What the mean of a run's checkpoints depends on: a mark of each one's files, and the run's temperature."""
+    """What the mean of a run's checkpoints depends on: a mark of each one's files, and the run's temperature.
+
+    The model card is for people: one that is written or mended later changes no probability.
+    """
     marks = [
-        fingerprint(file for file in sorted(checkpoint.rglob("*")) if file.is_file())
+        fingerprint(file for file in sorted(checkpoint.rglob("*")) if file.is_file() and file.name != CARD)
         for checkpoint in find_checkpoints(folder)
     ]
     return {"checkpoints": marks, "temperature": run_temperature(folder, labels)}

@@ -85,7 +85,9 @@ def probability_frame(
 ) -> pd.DataFrame:
     """The columns of probability_columns; only cut_share and what is finite of logp_ where the row has no answer.
 
-    probs: (N, L), what stands in the p_ columns (calibrated, say); a row of NaN has no answer. logp_ is always raw.
+    probs: (N, L), what stands in the p_ columns (calibrated, say); a row of NaN has no answer. logp_ is what the reader
+    gave, before any calibration of these rows: raw, but for trained adapters and classifiers, whose reader has applied
+    the temperature of their run.
     rule: a decision (infer.thresholds) or cutoff (infer.cutoffs): its choose(probs) gives the column of each row's
     label, -1 where a person should choose; None: the likeliest.
     """

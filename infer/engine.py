@@ -72,7 +72,8 @@ class Engine:
 
         strays: filled with {token id: summed probability} of the tokens that took the mass where the answers' first
         tokens hold less than half of it.
-        A row that is not finite in half precision is computed again in float32, and is NaN where that is impossible.
+        A row that is not finite in half precision is computed again in float32, and is NaN where that is impossible:
+        4-bit weights, no memory for a copy, under autocast.
         Raises ValueError for a prompt without tokens or longer than the model's positions, MemoryError naming a
         prompt that does not fit alone.
         """
@@ -127,6 +128,10 @@ class Engine:
         """Rows that half precision could not hold, once more in float32, where a copy of the weights fits."""
         bad = np.flatnonzero(np.isnan(result.edges).any(axis=1))
         if not len(bad) or self.dtype == torch.float32 or getattr(self.model, "is_quantized", False):
+            return
+        # Autocast would compute the copy in half precision again. Models that carry adapters in half precision are read
+        # under it, and hooks behind their norms would turn float32 back as well (models.adapters.prepare_frozen).
+        if torch.is_autocast_enabled(self.kind):
             return
         try:  # a copy of now: the weights may be others at the next call
             wider = Engine(copy.deepcopy(self.model).float(), vocab_size=self.vocab_size)
