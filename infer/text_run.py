@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from infer.answer_calibration import FEWEST_ROWS
+from infer.answer_notes import report_answers
 from infer.calibrator import Calibrator, load_calibrator
 from infer.chunked import P, fill_parts, kept_strays, open_parts, part_schema, probability_columns, probability_frame
 from infer.identity import input_identity
@@ -30,7 +31,15 @@ from infer.ranks import from_main, is_main, wait_for_all
 from infer.readers import Reader, asked_fields, identify, load_reader, reader_kind, rotates
 from infer.reasoning_notes import report_reasoning
 from infer.table_summary import report, summarise, summary_columns
-from infer.text_files import LABELS_FILE, NOTES_FILE, kept_notes, write_labels, write_notes
+from infer.text_files import (
+    ANSWERS_FILE,
+    LABELS_FILE,
+    NOTES_FILE,
+    kept_notes,
+    notes_file,
+    write_labels,
+    write_notes,
+)
 from infer.thresholds import Decision, read_decision
 from models.engine_settings import LEARNT_CALIBRATORS
 from models.kind_settings import SkillsTask
@@ -78,7 +87,7 @@ def open_source(settings: Settings) -> RowSource:
     _refuse_told_labels(source)
     _refuse_taken_name(settings)
     fit = settings.calibration.fit
-    if fit in ("contextual", "pmi") and reader_kind(settings) in ("fitted", "reasoning"):
+    if fit in ("contextual", "pmi") and reader_kind(settings) not in ("label", "adapter"):
         raise ValueError(
             f"calibration.fit={fit} asks the model about texts without content, and method.name="
             f"{settings.method.name} is no question to a model. Use batch, or with labelled rows temperature."
@@ -159,9 +168,9 @@ def _finish(reading: _Reading, parts: Parts, count: int) -> None:
         write_labels(folder / LABELS_FILE, source, parts.frames(count), settings.text.text_column)
     beside: dict[str, Any] = {}
     if "notes" in extras[0]:
-        write_notes(folder / NOTES_FILE, [one["notes"] for one in extras])
-        if reader_kind(settings) == "reasoning":
-            beside = report_reasoning([note for one in extras for note in one["notes"]])
+        write_notes(folder / notes_file(extras[0]["notes"]), [one["notes"] for one in extras])
+        notes = [note for one in extras for note in one["notes"]]
+        beside = report_reasoning(notes) if reader_kind(settings) == "reasoning" else report_answers(notes)
     frames = parts.frames(count, summary_columns(source.labels, labelled=source.label_column is not None))
     figures = summarise(frames, source.labels, [one["strays"] for one in extras])
     of_the_reader = {key: value for key, value in extras[0].items() if key not in ("strays", "notes")}
@@ -212,7 +221,7 @@ def _refuse_told_labels(source: RowSource) -> None:
 
 def _refuse_taken_name(settings: Settings) -> None:
     """The files written beside the table are not the table."""
-    if Path(str(settings.output)).name in (LABELS_FILE, NOTES_FILE):
+    if Path(str(settings.output)).name in (LABELS_FILE, NOTES_FILE, ANSWERS_FILE):
         raise ValueError(
             f"output={settings.output}: a file of this name is written beside the table. Name the table otherwise, "
             "such as predictions.csv."

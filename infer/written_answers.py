@@ -26,7 +26,7 @@ SHOWN = 60  # characters of what was written, in a reason
 
 _TAG = re.compile(r"<\s*(/?)\s*answer\s*>", re.IGNORECASE)
 _FENCE = re.compile(r"\A```\w*\s*\n(.*?)\n?```\Z", re.DOTALL)
-_HEADER = re.compile(r"\A\W*(?:answer|label)\s*:", re.IGNORECASE)
+_HEADER = re.compile(r"\A\W*(?:answer|label|score|probability)\s*:", re.IGNORECASE)
 _NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(\s*%)?", re.ASCII)
 
 
@@ -106,7 +106,7 @@ def read_score(text: str) -> float:
     found = _json_in(content)
     if isinstance(found, dict):
         content = _only_text(found, SCORE_KEYS)
-    number = _NUMBER.fullmatch(content.strip(" \t\r\n\"'`*_"))
+    number = _NUMBER.fullmatch(_HEADER.sub("", content).strip(" \t\r\n\"'`*_"))
     if number is None:
         raise Unparsable(f"no single number: {_shown(content)}")
     score = float(number[1]) / (100 if number[2] else 1)

@@ -14,10 +14,9 @@ from typing import Any
 
 from models.adapter_base import AdapterBase
 from models.adapters import name_padding
-from models.causal import _snapshot
 from models.checkpoint import read_identity, write_identity
 from models.fingerprint import fingerprint
-from models.names import resolve_gguf, resolve_model
+from models.names import local_folder, resolve_gguf, resolve_model
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -30,7 +29,7 @@ def base_identity(name: str, quantization: str) -> dict[str, str]:
 def weights_mark(name: str) -> str:
     """A mark of the files that hold a model's weights: the same for a hub name and a folder with the same files."""
     file = resolve_gguf(name)
-    return fingerprint({file} if file is not None else set(_snapshot(resolve_model(name)).glob("*.safetensors")))
+    return fingerprint({file} if file is not None else set(local_folder(resolve_model(name)).glob("*.safetensors")))
 
 
 def check_base(folder: Path, name: str, quantization: str) -> dict[str, Any]:

@@ -113,14 +113,23 @@ def test_a_distribution_that_lacks_or_doubts_a_number_is_unparsable(written: str
 
 @pytest.mark.parametrize(
     ("written", "score"),
-    [("0.8", 0.8), ("<answer> 1 </answer>", 1), ('{"score": 0.25}', 0.25), ("85%", 0.85), (".5", 0.5), ("**0.0**", 0)],
+    [
+        ("0.8", 0.8),
+        ("<answer> 1 </answer>", 1),
+        ('{"score": 0.25}', 0.25),
+        ("85%", 0.85),
+        (".5", 0.5),
+        ("**0.0**", 0),
+        ("Score: 0.3", 0.3),
+    ],
 )
 def test_one_number_within_0_and_1_is_a_score(written: str, score: float) -> None:
     assert read_score(written) == pytest.approx(score)
 
 
 @pytest.mark.parametrize(
-    "written", ["", "8/10", "0.8 or 0.9", "1.2", "85", "-0.5", "0,8", "120%", "nan", "0.5 0.5", "٠"]
+    "written",
+    ["", "8/10", "0.8 or 0.9", "1.2", "85", "-0.5", "0,8", "120%", "nan", "0.5 0.5", "\N{ARABIC-INDIC DIGIT ZERO}"],
 )
 def test_any_other_number_is_unparsable(written: str) -> None:
     with pytest.raises(Unparsable):
@@ -128,8 +137,9 @@ def test_any_other_number_is_unparsable(written: str) -> None:
 
 
 PIECES = st.sampled_from([
-    "<answer>", "</answer>", "positive", "negative", "not sure", "good", "{", "}", '"', ":", ",", "0.7", "1", "NaN", "%",
-    '{"answer": ', '{"positive": ', '"negative": ', " ", "\n", "```json\n", "[", "-", "not ", "Answer:", "1e999", "null",
+    "<answer>", "</answer>", "positive", "negative", "not sure", "good", "{", "}", '"', ":", ",", "0.7", "1", "NaN",
+    "%", '{"answer": ', '{"positive": ', '"negative": ', " ", "\n", "```json\n", "[", "-", "not ", "Answer:", "1e999",
+    "null",
 ])  # fmt: skip
 TEXTS = st.one_of(st.text(max_size=60), st.lists(PIECES, max_size=14).map("".join))
 
