@@ -84,7 +84,7 @@ def _as_meant(argument: str, *, sweep: bool) -> list[str]:
         argument = re.sub(r"(?<!\\)\\n", "\n", argument)  # no plain quotes of a shell make a new line
     for key in REPLACED_KEYS:
         if argument.lstrip("+").startswith(f"{key}="):
-            return [f"~{key}", f"+{argument.lstrip('+')}"]
+            return [f"++{key}=null", f"++{argument.lstrip('+')}"]
     found = KEY_VALUE.match(argument)
     kind = known_keys().get(found[1]) if found else None
     if found is None or kind is None or sweep:

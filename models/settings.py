@@ -148,6 +148,8 @@ class Settings:
     track: TrackSettings
 
     def __post_init__(self) -> None:
+        if self.method.name in TEXT_METHODS and not isinstance(self.task, TextTask):
+            raise ValueError(f"method.name={self.method.name} reads texts, not arena rows: task=text or task=skills.")
         if self.endpoint.url is not None:
             check_endpoint(self)
         if self.method.name in ASKED_METHODS:
@@ -162,8 +164,6 @@ class Settings:
                 raise ValueError(f"task.name={self.task.name} needs question.labels: the labels, each with its answer.")
             check_output(self.output)
             check_calibration(self)
-        elif self.method.name in TEXT_METHODS:
-            raise ValueError(f"method.name={self.method.name} reads texts, not arena rows: task=text or task=skills.")
         if self.method.name == "encoder" and not isinstance(self.model, EncoderModel):
             raise ValueError(
                 f"method.name=encoder needs model.kind=encoder, not {self.model.kind}: model=deberta_v3_small, or "
