@@ -102,8 +102,10 @@ class LocalWriter:
         self.chat = wants_chat(question.chat, loaded.tokenizer, answers)
         self.encoder = PromptEncoder(loaded.tokenizer, chat=self.chat)
         joined = "" if self.chat or question.prompt[-1:].isspace() else " "
+        shown = bool(question.examples) and not self.chat
+        system = system_text(question, method, generation.instruction, shown=shown)
         self.template = make_template(
-            question.prompt, system=system_text(question, method, generation.instruction), examples=question.examples,
+            question.prompt, system=system, examples=question.examples,
             answers={label: joined + reply(method, question.labels, label) for label in question.labels},
             chat=self.chat, tokenizer=loaded.tokenizer,
         )  # fmt: skip

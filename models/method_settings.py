@@ -68,7 +68,7 @@ class GenerationSettings:
     max_new_tokens: int
     batch_rows: int
     answer_header: str  # closes the reasoning; the answer stands behind it
-    instruction: str | None  # generate_hard, verbalized*: how to write the answer; auto: what its parser reads
+    instruction: str | None  # generate_hard, verbalized*: how to write the answer; auto: where no examples show it
 
     def __post_init__(self) -> None:
         within("generation.max_new_tokens", self.max_new_tokens, 1, 100_000)
