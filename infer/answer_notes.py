@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from infer.logs import log
+from models.tasks.cells import join_surrogates
 
 ANSWERED, UNPARSABLE, FAILED = "answered", "unparsable", "failed"
 OUTCOMES = (ANSWERED, UNPARSABLE, FAILED)
@@ -19,7 +20,9 @@ REASONS_NAMED = 5
 def note(written: str | None, outcome: str, why: str | None = None, **details: Any) -> dict[str, Any]:
     """One row's note. written: None where no answer came. why: of an outcome that is no answer."""
     assert outcome in OUTCOMES and (why is None) == (outcome == ANSWERED), (outcome, why)
-    return {"written": written, "outcome": outcome, "why": why, **details}
+    # A server's JSON may spell half of a surrogate pair, where it cut a character; no file takes one.
+    texts = [None if text is None else join_surrogates(text) for text in (written, why)]
+    return {"written": texts[0], "outcome": outcome, "why": texts[1], **details}
 
 
 def answer_figures(notes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
