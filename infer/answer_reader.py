@@ -73,7 +73,7 @@ class AnswerReader:
                 notes.append(note(None, FAILED, one.trouble, **details))
                 continue
             try:
-                probs[at] = read_written(self.method, one.text, self.spellings)
+                probs[at] = read_written(self.method, one.text, self.spellings, cut=one.cut)
                 notes.append(note(one.text, ANSWERED, **details))
             except Unparsable as error:
                 notes.append(note(one.text, UNPARSABLE, str(error), **details))

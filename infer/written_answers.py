@@ -57,9 +57,15 @@ class Spellings:
         return found[0]
 
 
-def read_written(method: str, text: str, spellings: Spellings) -> np.ndarray:
-    """(L,) float64 that sums to one, as `method` (one of WRITTEN_METHODS) reads it. Raises Unparsable."""
+def read_written(method: str, text: str, spellings: Spellings, *, cut: bool = False) -> np.ndarray:
+    """(L,) float64 that sums to one, as `method` (one of WRITTEN_METHODS) reads it. Raises Unparsable.
+
+    cut: the model was stopped before it had ended. Then a label or a number without its closing tag may go on ("Home"
+    of "Home Decor", "0.9" of "0.95"): only whole JSON is an answer.
+    """
     assert method in WRITTEN_METHODS, method
+    if cut and not _may_be_whole(text):
+        raise Unparsable("cut off before its end")
     if method == "generate_hard":
         return np.eye(len(spellings.labels))[read_label(text, spellings)]
     if method == "verbalized":
@@ -136,6 +142,12 @@ def answer_part(text: str) -> str:
     if len({_plain(part) for part in parts}) != 1:
         raise Unparsable("several answers")
     return parts[0]
+
+
+def _may_be_whole(text: str) -> bool:
+    """Whether a text that was cut off has its closing tag, or JSON, whose end is seen."""
+    tags = list(_TAG.finditer(text))
+    return bool(tags and tags[-1][1]) or "{" in text[tags[-1].end() if tags else 0 :]
 
 
 def _json_in(text: str) -> Any:

@@ -136,6 +136,29 @@ def test_any_other_number_is_unparsable(written: str) -> None:
         read_score(written)
 
 
+@pytest.mark.parametrize(
+    ("method", "written", "read"),
+    [
+        ("generate_hard", "<answer>positive", False),
+        ("generate_hard", "positive", False),
+        ("generate_hard", "<answer>positive</answer> since", True),
+        ("generate_hard", '<answer>{"answer": "positive"}', True),
+        ("generate_hard", '{"answer": "positive"} since', True),
+        ("generate_hard", '{"answer": "positive"', False),
+        ("verbalized", '<answer>{"positive": 0.9, "negative": 0.1}', True),
+        ("verbalized", '<answer>{"positive": 0.9, "negative": 0.1', False),
+        ("verbalized_score", "0.9", False),
+        ("verbalized_score", "<answer>0.9</answer>", True),
+    ],
+)
+def test_a_text_that_was_cut_off_is_an_answer_only_where_its_end_is_seen(method: str, written: str, read: bool) -> None:
+    if read:
+        assert read_written(method, written, TWO, cut=True).argmax() == 0
+        return
+    with pytest.raises(Unparsable, match="cut off|not whole"):
+        read_written(method, written, TWO, cut=True)
+
+
 PIECES = st.sampled_from([
     "<answer>", "</answer>", "positive", "negative", "not sure", "good", "{", "}", '"', ":", ",", "0.7", "1", "NaN",
     "%", '{"answer": ', '{"positive": ', '"negative": ', " ", "\n", "```json\n", "[", "-", "not ", "Answer:", "1e999",
