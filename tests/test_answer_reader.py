@@ -48,8 +48,8 @@ class Says:
 
 def test_what_is_no_answer_leaves_its_row_empty_and_says_why() -> None:
     written = (
-        WrittenRow("<answer>negative", tokens=5), WrittenRow("maybe", cut=True, cut_share=0.25),
-        WrittenRow(None, trouble="HTTP 500"), WrittenRow('{"answer": "positive"}'),
+        WrittenRow("<answer>negative", tokens=5), WrittenRow("maybe", cut_share=0.25),
+        WrittenRow(None, trouble="HTTP 500"), WrittenRow('{"answer": "positive"} as', cut=True),
     )  # fmt: skip
     reading = AnswerReader("generate_hard", LABELS, Says(*written)).read([{}] * 4)
     np.testing.assert_array_equal(reading.log_probs[[0, 3]], [[-np.inf, 0], [0, -np.inf]])

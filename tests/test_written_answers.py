@@ -155,7 +155,7 @@ def test_a_text_that_was_cut_off_is_an_answer_only_where_its_end_is_seen(method:
     if read:
         assert read_written(method, written, TWO, cut=True).argmax() == 0
         return
-    with pytest.raises(Unparsable, match="cut off|not whole"):
+    with pytest.raises(Unparsable, match=r"cut off|not whole"):
         read_written(method, written, TWO, cut=True)
 
 
