@@ -81,20 +81,22 @@ def probability_columns(labels: Sequence[str], *, spread: bool) -> list[str]:
 
 
 def probability_frame(
-    reading: LabelReading, labels: Sequence[str], probs: np.ndarray, weights: np.ndarray | None = None
+    reading: LabelReading, labels: Sequence[str], probs: np.ndarray, rule: Any = None
 ) -> pd.DataFrame:
     """The columns of probability_columns; only cut_share and what is finite of logp_ where the row has no answer.
 
     probs: (N, L), what stands in the p_ columns (calibrated, say); a row of NaN has no answer. logp_ is always raw.
-    weights: (L,) what each label's probability counts when one is chosen; None: the likeliest is.
+    rule: a decision (infer.thresholds) or cutoff (infer.cutoffs): its choose(probs) gives the column of each row's
+    label, -1 where a person should choose; None: the likeliest.
     """
     probs = np.asarray(probs, dtype=np.float32)  # as they are kept: the likeliest label is that of the numbers shown
     answered = np.isfinite(probs).all(axis=1)
     columns: dict[str, Any] = {P + label: probs[:, at] for at, label in enumerate(labels)}
     columns[OTHER_COLUMN] = np.where(answered, reading.other, np.nan)
-    chosen = (probs if weights is None else probs * weights).argmax(axis=1)
-    columns["predicted"] = np.where(answered, np.array(labels, dtype=object)[chosen], None)
-    columns["confidence"] = np.take_along_axis(probs, chosen[:, None], axis=1)[:, 0]
+    chosen = probs.argmax(axis=1) if rule is None else rule.choose(probs)
+    columns["predicted"] = np.where(answered, np.array([*labels, None], dtype=object)[chosen], None)
+    named = np.where(chosen < 0, probs.argmax(axis=1), chosen)
+    columns["confidence"] = np.take_along_axis(probs, named[:, None], axis=1)[:, 0]
     if reading.spread is not None:
         columns["spread"] = reading.spread
     columns |= {LOG_P + label: reading.log_probs[:, at] for at, label in enumerate(labels)}

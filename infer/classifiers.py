@@ -66,8 +66,12 @@ def save_classifier(classifier: Any, folder: Path, *, task: str, method: str) ->
     write_identity(folder, task=task, method=method, labels=getattr(classifier, "labels", LABELS))
 
 
-def load_classifier(folder: Path, *, task: str | None = None, labels: Sequence[str] | None = None) -> Any:
+def load_classifier(
+    folder: Path, *, task: str | None = None, labels: Sequence[str] | None = None, base: str | None = None
+) -> Any:
     """The classifier of a checkpoint folder. task, labels: what it must be for; None takes any, see read_identity.
+
+    base: where an adapter's base model is now; None: where it was in training. Other methods need none.
 
     Raises ValueError for another task or label order, or a method that this version does not know.
     """
@@ -80,7 +84,7 @@ def load_classifier(folder: Path, *, task: str | None = None, labels: Sequence[s
     if method == "adapter":
         from infer.adapter import AdapterClassifier
 
-        return AdapterClassifier.load(folder)
+        return AdapterClassifier.load(folder, base=base)
     if identity["task"] == "arena":
         read_identity(folder, labels=LABELS)
     kinds = _kinds() if identity["task"] == "arena" else _text_kinds()

@@ -17,7 +17,9 @@ from infer.classifiers import load_classifier
 from infer.logs import log, open_log
 from infer.predictions import Predictions, average, join
 from infer.ranks import is_main, wait_for_all
+from infer.readers import reader_kind
 from infer.submission import write_submission
+from models.method_settings import ASKED_METHODS
 from models.settings import ArenaTask, Settings, TextTask
 from models.tasks.arena import LABELS, ArenaRow, ArenaTable, BadRow, read_rows, write_bad_rows
 
@@ -32,7 +34,7 @@ def run(settings: Settings) -> Predictions | Path:
         return run_texts(settings)
     main = is_main()
     out = Path(settings.out_dir or settings.run_dir)
-    if settings.method.name == "next_token":
+    if settings.method.name in ASKED_METHODS and reader_kind(settings) == "label":
         from infer.judge import judge
 
         open_log(out / "infer.log", main=main)
@@ -86,8 +88,13 @@ def with_bad_rows(predictions: Predictions, bad_rows: Sequence[BadRow]) -> Predi
 
 def predict(checkpoint: Path, rows: list[ArenaRow], settings: Settings, cache: Path) -> Predictions:
     """One checkpoint's table of the rows. cache: the folder that keeps their tokens for the next checkpoint."""
-    classifier = load_classifier(checkpoint, task="arena", labels=LABELS)
-    if hasattr(classifier, "probs_of"):
+    # An adapter's base may stand elsewhere than in training: the run's settings say where.
+    base = settings.model.name if settings.method.name == "adapter" else None
+    classifier = load_classifier(checkpoint, task="arena", labels=LABELS, base=base)
+    other = np.zeros(len(rows), dtype=np.float32)
+    if settings.method.name == "adapter":
+        probs, other, _ = classifier.predict(rows)
+    elif hasattr(classifier, "probs_of"):
         trainer = settings.trainer
         probs = classifier.predict_proba(
             rows,
@@ -101,7 +108,7 @@ def predict(checkpoint: Path, rows: list[ArenaRow], settings: Settings, cache: P
         ids=np.array([row.id for row in rows], dtype=object),
         labels=LABELS,
         probs=probs,
-        other=np.zeros(len(rows), dtype=np.float32),
+        other=other,
     )
 
 

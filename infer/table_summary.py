@@ -17,7 +17,7 @@ from infer.files import read_json
 from infer.logs import log
 from infer.metrics import metric_lines, score
 from infer.predictions import OTHER_COLUMN, Predictions
-from infer.text_files import ANSWERS_FILE
+from infer.text_files import ANSWERS_FILE, beside
 from models.tasks.text import LABEL_COLUMN
 
 LOW_MASS = 0.5  # median mass on the label set below which the numbers say more about the prompt than about the rows
@@ -69,7 +69,7 @@ def report(output: Path, labels: Sequence[str]) -> None:
     if record["not_finite"] and "answers" in record:
         log.info(
             f"{record['not_finite']} of {record['rows']} rows stay unanswered and stand empty in the table "
-            f"({ANSWERS_FILE} says why); scores are of the others"
+            f"({beside(output, ANSWERS_FILE).name} says why); scores are of the others"
         )
     elif record["not_finite"]:
         log.info(
@@ -80,8 +80,9 @@ def report(output: Path, labels: Sequence[str]) -> None:
         log.info(f"{record['cut_rows']} texts were too long and lost their middle (column cut_share)")
     mass = record["median_label_mass"]
     if mass is not None:
-        log.info(f"median mass on the labels: {mass:.3f}")
-        if mass < LOW_MASS:
+        taught = "adapters" in record.get("reader", {})  # shares alone: nothing taught them where the rest goes
+        log.info(f"median mass on the labels: {mass:.3f}" + (" (adapters learn shares, not this)" if taught else ""))
+        if not taught and mass < LOW_MASS:
             named = ", ".join(f"{text!r} {share:.3f}" for text, share in record["strays"])
             log.info(
                 "warning: most of the probability is not on the labels, so the prompt does not ask for them as they "
@@ -91,7 +92,11 @@ def report(output: Path, labels: Sequence[str]) -> None:
         log.info(metric_lines(record["score"]))
         if record["score"]["predicted_macro_f1"] != record["score"]["macro_f1"]:
             log.info(f"  macro-F1 of the labels chosen (column predicted)  {record['score']['predicted_macro_f1']:.4f}")
-    log.info("labels chosen: " + ", ".join(f"{label} {count}" for label, count in record["predicted"].items()))
+    counts = dict(record["predicted"])
+    undecided = record["rows"] - record["not_finite"] - sum(counts.values())
+    if undecided:
+        counts["left to a person"] = undecided
+    log.info("labels chosen: " + ", ".join(f"{label} {count}" for label, count in counts.items()))
     log.info(f"{output}: {record['rows']} rows, columns p_{', p_'.join(labels)}, p_other ({output}.json says how)")
 
 
@@ -110,7 +115,9 @@ def _macro_f1(table: pd.DataFrame, labels: Sequence[str]) -> float:
     from sklearn.metrics import f1_score
 
     return float(
-        f1_score(table[LABEL_COLUMN], table["predicted"], labels=list(labels), average="macro", zero_division=0)
+        f1_score(
+            table[LABEL_COLUMN], table["predicted"].fillna(""), labels=list(labels), average="macro", zero_division=0
+        )
     )
 
 

@@ -23,6 +23,16 @@ from models.tasks.text import LABEL_COLUMN, RowSource, TextRow
 LABELS_FILE = "labels.csv"
 NOTES_FILE = "reasoning.jsonl"
 ANSWERS_FILE = "answers.jsonl"  # in its place where answers are written or asked for
+PLAIN_STEM = "predictions"  # what experiments call their table
+
+
+def beside(output: Path, name: str) -> Path:
+    """Where a file beside a table stands: predictions.parquet has labels.csv, out.parquet has out.labels.csv.
+
+    So two tables of one folder never share one.
+    """
+    stem = output.name.partition(".")[0]
+    return output.with_name(name if stem == PLAIN_STEM else f"{stem}.{name}")
 
 
 def kept_notes(reading: LabelReading, rows: Sequence[TextRow]) -> dict[str, list[dict[str, Any]]]:

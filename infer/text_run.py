@@ -23,6 +23,8 @@ from infer.answer_calibration import FEWEST_ROWS
 from infer.answer_notes import report_answers
 from infer.calibrator import Calibrator, load_calibrator
 from infer.chunked import P, fill_parts, kept_strays, open_parts, part_schema, probability_columns, probability_frame
+from infer.cutoffs import Cutoff, holds_cutoff, read_cutoff
+from infer.files import read_json
 from infer.identity import input_identity
 from infer.label_reader import LabelReading
 from infer.logs import log, open_log
@@ -32,9 +34,9 @@ from infer.readers import Reader, asked_fields, identify, load_reader, reader_ki
 from infer.reasoning_notes import report_reasoning
 from infer.table_summary import report, summarise, summary_columns
 from infer.text_files import (
-    ANSWERS_FILE,
     LABELS_FILE,
-    NOTES_FILE,
+    PLAIN_STEM,
+    beside,
     kept_notes,
     notes_file,
     write_labels,
@@ -47,14 +49,22 @@ from models.settings import Settings
 from models.tasks.skills import open_task_rows
 from models.tasks.text import LABEL_COLUMN, RowSource, Survey, TextRow
 
+PAGE_ROWS = 100_000  # of a table that gets a page by itself: ten seconds
+
 
 def run_texts(settings: Settings) -> Path:
     """Read every row of task.input_csv; the path of the table written."""
     open_log(None, main=is_main())
     source = open_source(settings)
     calibrator = load_calibrator(settings.calibration.use) if settings.calibration.use else None
-    decision = read_decision(settings.decision, source.labels) if settings.decision else None
-    output, identity = Path(str(settings.output)), run_identity(settings, source)
+    decision = read_rule(settings.decision, source.labels) if settings.decision else None
+    output, identity = output_of(settings), run_identity(settings, source)
+    seen = trained_on(settings)
+    if seen and settings.calibration.fit in LEARNT_CALIBRATORS:
+        raise ValueError(
+            f"calibration.fit={settings.calibration.fit} would learn from the rows that {settings.run_dir} was trained "
+            "on, where it is surer than on new ones. Give other labelled rows: the run has its own temperature."
+        )
     if calibrator is not None and reader_kind(settings) == "label":
         # the prompt's mark needs the tokenizer: _Reading checks it again, whole
         prompt = {key: value for key, value in calibrator.identity.items() if key == "prompt_sha256"}
@@ -64,13 +74,65 @@ def run_texts(settings: Settings) -> Path:
     else:
         _read_all(_Reading(settings, source, calibrator, decision), output, identity)
     if is_main():
+        if seen:
+            log.info(
+                f"warning: {settings.run_dir} was trained on these rows, so their score below flatters it; the score "
+                f"on rows held out is in {Path(settings.run_dir) / 'metrics.json'}"
+            )
         report(output, source.labels)
         if settings.calibration.fit:
             from infer.calibrator_run import fit_from_output
 
             fit_from_output(settings, output, source.labels)
+        if settings.report:
+            _write_page(output, source)
     wait_for_all()
     return output
+
+
+def output_of(settings: Settings) -> Path:
+    """The table to write: settings.output.
+
+    A model that an experiment has not taught yet writes its default table as untrained.parquet, so that the same
+    command may be given again after training.
+    """
+    output = Path(str(settings.output))
+    untaught = settings.method.name == "adapter" and reader_kind(settings) == "label"
+    default = Path(settings.run_dir) / f"{PLAIN_STEM}.parquet"
+    return output.with_stem("untrained") if untaught and output == default else output
+
+
+def trained_on(settings: Settings) -> bool:
+    """Were the rows to be read those that the run's checkpoints learnt from, as far as its config.yaml tells?"""
+    import yaml
+
+    config = Path(settings.run_dir) / "config.yaml"
+    if reader_kind(settings) not in ("adapter", "fitted") or not config.is_file():
+        return False
+    task = yaml.safe_load(config.read_text(encoding="utf-8")).get("task", {})
+    learnt = Path(task.get("train_csv") or task.get("input_csv") or "")
+    given = Path(settings.text.input_csv)
+    same_size = learnt.is_file() and learnt.stat().st_size == given.stat().st_size
+    return same_size and learnt.read_bytes() == given.read_bytes()
+
+
+def _write_page(output: Path, source: RowSource) -> None:
+    """The page beside a table, with the rows' texts; a large table gets the command that makes one."""
+    from infer.report import write_report
+    from infer.report.run_folder import from_table
+
+    rows = int(read_json(Path(f"{output}.json"))["rows"])
+    if rows > PAGE_ROWS:
+        log.info(f"no page for {rows} rows: python -m infer.report {output} makes one")
+        return
+    texts = {row.id: "\n\n".join(row.fields.values()) for _, chunk in source.chunks() for row in chunk}
+    page = write_report(Path(f"{output}.report.html"), from_table(output, texts=texts))
+    log.info(f"{page}: the rows, curves and thresholds to look at")
+
+
+def read_rule(path: str, labels: Sequence[str]) -> Decision | Cutoff:
+    """The decision weights of a run's decision.json, or the cutoff that a report's button saved."""
+    return read_cutoff(path, labels) if Path(path).is_file() and holds_cutoff(path) else read_decision(path, labels)
 
 
 def open_source(settings: Settings) -> RowSource:
@@ -85,7 +147,6 @@ def open_source(settings: Settings) -> RowSource:
         chunk_rows=settings.engine.chunk_rows,
     )
     _refuse_told_labels(source)
-    _refuse_taken_name(settings)
     fit = settings.calibration.fit
     if fit in ("contextual", "pmi") and reader_kind(settings) not in ("label", "adapter"):
         raise ValueError(
@@ -112,7 +173,7 @@ class _Reading:
     settings: Settings
     source: RowSource
     calibrator: Calibrator | None
-    decision: Decision | None
+    decision: Decision | Cutoff | None
 
     def load(self) -> Reader:
         reader = load_reader(self.settings)
@@ -127,8 +188,7 @@ class _Reading:
         if self.calibrator is not None:
             answered = np.isfinite(probs).all(axis=1)
             probs[answered] = self.calibrator.apply(reading.log_probs[answered])
-        weights = None if self.decision is None else self.decision.weights
-        frame = pd.concat([self._named(chunk), probability_frame(reading, labels, probs, weights)], axis=1)
+        frame = pd.concat([self._named(chunk), probability_frame(reading, labels, probs, self.decision)], axis=1)
         first = _of_the_reader(reader) if number == 0 else {}
         return frame, {"strays": kept_strays(reading), **kept_notes(reading, chunk), **first}
 
@@ -162,19 +222,19 @@ def _read_all(reading: _Reading, output: Path, identity: Mapping[str, Any]) -> N
 
 def _finish(reading: _Reading, parts: Parts, count: int) -> None:
     """The files beside the table, its record, and last the table: the record says that all of them are there."""
-    source, settings, folder = reading.source, reading.settings, parts.output.parent
+    source, settings, output = reading.source, reading.settings, parts.output
     extras = parts.extras(count)
     if isinstance(settings.task, SkillsTask):
-        write_labels(folder / LABELS_FILE, source, parts.frames(count), settings.text.text_column)
-    beside: dict[str, Any] = {}
+        write_labels(beside(output, LABELS_FILE), source, parts.frames(count), settings.text.text_column)
+    said: dict[str, Any] = {}
     if "notes" in extras[0]:
-        write_notes(folder / notes_file(extras[0]["notes"]), [one["notes"] for one in extras])
+        write_notes(beside(output, notes_file(extras[0]["notes"])), [one["notes"] for one in extras])
         notes = [note for one in extras for note in one["notes"]]
-        beside = report_reasoning(notes) if reader_kind(settings) == "reasoning" else report_answers(notes)
+        said = report_reasoning(notes) if reader_kind(settings) == "reasoning" else report_answers(notes)
     frames = parts.frames(count, summary_columns(source.labels, labelled=source.label_column is not None))
     figures = summarise(frames, source.labels, [one["strays"] for one in extras])
     of_the_reader = {key: value for key, value in extras[0].items() if key not in ("strays", "notes")}
-    parts.merge(count, {"labels": list(source.labels), **of_the_reader, **beside, **figures})
+    parts.merge(count, {"labels": list(source.labels), **of_the_reader, **said, **figures})
 
 
 def _surveyed(settings: Settings, source: RowSource) -> Survey:
@@ -216,15 +276,6 @@ def _refuse_told_labels(source: RowSource) -> None:
         raise ValueError(
             f"task.keep_columns names '{taken[0]}': a column that begins with {P} is a label's probability in the "
             "output. Rename it, or leave it out."
-        )
-
-
-def _refuse_taken_name(settings: Settings) -> None:
-    """The files written beside the table are not the table."""
-    if Path(str(settings.output)).name in (LABELS_FILE, NOTES_FILE, ANSWERS_FILE):
-        raise ValueError(
-            f"output={settings.output}: a file of this name is written beside the table. Name the table otherwise, "
-            "such as predictions.csv."
         )
 
 

@@ -57,6 +57,7 @@ class TrainerSettings:
     tta: bool  # predictions averaged over both orders of the answers
     precision: str
     activation_checkpointing: bool
+    keep: str  # of a fold's evaluations: best by held-out log loss, or last, which the held-out rows had no say in
     evals_per_epoch: float  # 0.5: every second epoch
     saves_per_eval: int  # 2 and more: also saves between evaluations, so that less is lost
     early_stopping: int  # evaluations without improvement; 0 never stops early
@@ -64,6 +65,7 @@ class TrainerSettings:
     workers: int  # processes that prepare batches
 
     def __post_init__(self) -> None:
+        one_of("trainer.keep", self.keep, ("best", "last"))
         one_of("trainer.schedule", self.schedule, SCHEDULES)
         one_of("trainer.swap", self.swap, SWAPS)
         one_of("trainer.precision", self.precision, PRECISIONS)
@@ -130,6 +132,7 @@ class Settings:
     run_dir: str
     out_dir: str | None  # where python -m infer writes; None: the run folder
     output: str | None  # task text: the table that python -m infer writes
+    report: bool  # report.html of a finished run or table, and its figures as PNGs
     doctor: bool  # print what the run would do, and stop
     task: TaskSettings
     model: ModelSettings
@@ -201,7 +204,7 @@ class Settings:
 
 # Keys that may change between two launches of one run: they say where, how much of it, or how fast, never what.
 FREE_KEYS = {
-    "run_dir", "doctor", "folds.only", "folds.file", "task.test_csv", "task.sample_csv", "blend.runs",
+    "run_dir", "doctor", "report", "folds.only", "folds.file", "task.test_csv", "task.sample_csv", "blend.runs",
     "trainer.predict_batch_rows", "trainer.workers", "trainer.saves_per_eval", "out_dir", "output", "track.wandb",
     "track.project", "engine.budget_tokens", "generation.batch_rows", "endpoint.url", "endpoint.key_variable",
     "endpoint.workers", "endpoint.timeout_s", "endpoint.attempts", "endpoint.stop_after",

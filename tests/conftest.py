@@ -128,7 +128,7 @@ def write_arena_csv(path: Path, rows: list, *, labelled: bool = True) -> Path:
 
 
 def compose(*overrides: str):
-    """Checked settings of a command line."""
+    """Checked settings of a command line; without a report, which takes seconds, unless it is asked for."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
 
@@ -136,7 +136,7 @@ def compose(*overrides: str):
     from infer.overrides import as_meant
 
     with initialize_config_module("conf", version_base="1.3"):
-        return to_settings(hydra_compose("config", overrides=as_meant(list(overrides))))
+        return to_settings(hydra_compose("config", overrides=as_meant(["report=false", *overrides])))
 
 
 def tiny_run(folder: Path, encoder: str, *overrides: str, rows: int = 48):

@@ -166,7 +166,7 @@ def test_faults_lose_no_row_and_invent_none(tmp_path: Path, capsys: pytest.Captu
     answered = [at for at in range(12) if at not in (7, 8)]
     assert table["predicted"][answered].tolist() == table["label"][answered].tolist()
     assert table.loc[[7, 8], ["p_positive", "p_negative", "p_other", "predicted", "confidence"]].isna().all().all()
-    notes = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    notes = [json.loads(line) for line in (tmp_path / "out.answers.jsonl").read_text().splitlines()]
     assert [note["outcome"] for note in notes] == ["answered"] * 7 + ["failed", "unparsable"] + ["answered"] * 3
     assert "too long" in notes[7]["why"] and notes[8]["written"] == "I am not sure. \N{REPLACEMENT CHARACTER}"
     record = json.loads((tmp_path / "out.csv.json").read_text())
@@ -234,7 +234,7 @@ def test_a_servers_likeliest_tokens_are_read_as_the_labels_and_the_tail_is_other
     np.testing.assert_allclose(table["p_positive"][:2], [6 / 7, 0], atol=1e-6)
     np.testing.assert_allclose(table["p_other"][:2], [0.125, 0.875], atol=1e-6)
     assert table["predicted"].isna().tolist() == [False, False, True, True]
-    notes = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    notes = [json.loads(line) for line in (tmp_path / "out.answers.jsonl").read_text().splitlines()]
     assert [one["outcome"] for one in notes] == ["answered", "answered", "unparsable", "failed"]
     assert notes[2]["why"] == "no label among the 2 likeliest first tokens"
     sent = server.asked[0][1]

@@ -262,7 +262,7 @@ def test_a_run_keeps_each_rows_reasoning_and_says_how_fast_it_was(
     rows.to_csv(tmp_path / "in.csv", index=False)
     run(reasoned(tmp_path, tiny_language_model))
     table = pd.read_csv(tmp_path / "out.csv")
-    notes = [json.loads(line) for line in (tmp_path / "reasoning.jsonl").read_text().splitlines()]
+    notes = [json.loads(line) for line in (tmp_path / "out.reasoning.jsonl").read_text().splitlines()]
     assert [one["id"] for one in notes] == table["id"].tolist() == rows["id"].tolist()
     assert [one["text"] for one in notes] == rows["text"].tolist()
     assert [one["read"] for one in notes] == table["predicted"].tolist()
@@ -291,10 +291,10 @@ def test_a_killed_run_goes_on_without_writing_again(
     monkeypatch.setattr(Generator, "write", failing)
     with pytest.raises(KeyboardInterrupt):
         run(reasoned(tmp_path, tiny_language_model))
-    assert not (tmp_path / "reasoning.jsonl").exists()
+    assert not (tmp_path / "out.reasoning.jsonl").exists()
     run(reasoned(tmp_path, tiny_language_model, "generation.batch_rows=3"))  # how many at once is free to change
     assert calls == [8, 0, 8, 4]
-    for name in ("out.csv", "reasoning.jsonl"):
+    for name in ("out.csv", "out.reasoning.jsonl"):
         assert (tmp_path / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 

@@ -148,7 +148,7 @@ def test_skills_get_their_labels_in_a_file_and_the_counts_are_said(
     with (tmp_path / "in.csv").open("a") as stream:
         stream.write(f"{written['Skill'][3].upper()};Soft\n")
     run(skills_settings(tmp_path))
-    labels = pd.read_csv(tmp_path / "labels.csv")
+    labels = pd.read_csv(tmp_path / "out.labels.csv")
     assert list(labels.columns) == ["skill", "label", "p_Hard", "p_Soft", "p_Unknown", "p_other"]
     assert labels["skill"].tolist() == written["Skill"].tolist()
     assert labels["label"].tolist() == ["Unknown", "Hard"] * 5
@@ -174,10 +174,10 @@ def test_notes_come_out_as_one_line_a_row_also_after_a_kill(
     monkeypatch.setattr(FixedReader, "read", killed)
     with pytest.raises(KeyboardInterrupt):
         run(skills_settings(tmp_path))
-    assert not (tmp_path / "reasoning.jsonl").exists()
+    assert not (tmp_path / "out.reasoning.jsonl").exists()
     monkeypatch.setattr(FixedReader, "read", read)
     run(skills_settings(tmp_path))
-    notes = [json.loads(line) for line in (tmp_path / "reasoning.jsonl").read_text(encoding="utf-8").splitlines()]
+    notes = [json.loads(line) for line in (tmp_path / "out.reasoning.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [note["text"] for note in notes] == written["Skill"].tolist()
     assert notes[3] == {"id": "3", "text": written["Skill"][3], "reasoning": "Schritt 3 für", "cut": True}
     assert "notes" not in json.loads((tmp_path / "out.csv.json").read_text()) and FixedReader.loads == 2
@@ -203,17 +203,18 @@ def test_a_decision_chooses_the_label_and_leaves_the_probabilities(
         run(skills_settings(tmp_path, f"decision={tmp_path / 'd.json'}"))
 
 
-@pytest.mark.parametrize("name", ["labels.csv", "sub/labels.csv"])
-def test_the_table_may_not_be_called_as_the_file_beside_it(tmp_path: Path, name: str) -> None:
-    write_skills(tmp_path)
-    with pytest.raises(ValueError, match="a file of this name is written beside the table"):
-        run(skills_settings(tmp_path, output=name))
+def test_two_tables_of_one_folder_have_files_of_their_own(tmp_path: Path) -> None:
+    from infer.text_files import beside
+
+    assert beside(tmp_path / "predictions.csv.gz", "labels.csv") == tmp_path / "labels.csv"
+    assert beside(tmp_path / "a.csv", "labels.csv") == tmp_path / "a.labels.csv"
+    assert beside(tmp_path / "labels.csv", "labels.csv") == tmp_path / "labels.labels.csv"
 
 
 def test_a_tiny_model_reads_skills(tmp_path: Path, tiny_language_model: str) -> None:
     written = write_skills(tmp_path, 6)
     run(skills_settings(tmp_path, f"model.name={tiny_language_model}", "question.examples=[]"))
-    labels = pd.read_csv(tmp_path / "labels.csv")
+    labels = pd.read_csv(tmp_path / "out.labels.csv")
     assert labels["skill"].tolist() == written["Skill"].tolist()
     assert labels[["p_Hard", "p_Soft", "p_Unknown"]].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-6)
-    assert not (tmp_path / "reasoning.jsonl").exists()
+    assert not (tmp_path / "out.reasoning.jsonl").exists()

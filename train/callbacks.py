@@ -19,6 +19,8 @@ log = logging.getLogger("tiebreak")
 
 # A network that learned nothing sits within this of the class prior, in nats per row.
 COLLAPSE_MARGIN = 0.005
+# Steps before a fold can be said to learn nothing: a small table may have no more than three.
+LEAST_STEPS = 20
 
 
 class StepBar(ProgressCallback):
@@ -97,7 +99,7 @@ class CollapseGuard(TrainerCallback):
     def judge(self, state: TrainerState, args: TrainingArguments) -> bool:
         """True where the log says so: read from there, so that a resumed fold is judged as an unbroken one."""
         floor = self.prior_log_loss - COLLAPSE_MARGIN
-        warm = state.global_step > args.get_warmup_steps(state.max_steps)
+        warm = state.global_step > max(args.get_warmup_steps(state.max_steps), LEAST_STEPS)
         heldout = [entry["eval_log_loss"] for entry in state.log_history if "eval_log_loss" in entry]
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry][-20:]
         learns = bool(losses) and sum(losses) / len(losses) < floor - COLLAPSE_MARGIN

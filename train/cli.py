@@ -21,6 +21,10 @@ def main() -> None:
 def _run(settings: Settings) -> None:
     _refuse_untrained(settings)
     if settings.doctor:
+        if settings.task.name != "arena":
+            raise ValueError(
+                f"doctor=true looks at arena rows only, and {settings.name} reads task.name={settings.task.name}."
+            )
         from train.doctor import examine
 
         examine(settings)

@@ -227,7 +227,7 @@ def training_arguments(settings: Settings, folder: Path, *, items: int, seed: in
         save_strategy="steps",
         save_steps=eval_steps,
         save_total_limit=2,
-        load_best_model_at_end=True,
+        load_best_model_at_end=trainer.keep == "best",
         metric_for_best_model="log_loss",
         greater_is_better=False,  # inferred wrongly for most names (finetuning trap 37)
         logging_strategy="steps",

@@ -119,7 +119,22 @@ def finish(settings: Settings, data: FoldData, folds: list[int], folder: Path) -
     log.info(baseline_lines(metrics, baselines))
     beside = ", ".join(f"{name} {loss:.4f}" for name, loss in baselines.items())
     log.info(f"held-out log loss {metrics['log_loss']:.4f} ({beside}), recorded in {folder / 'metrics.json'}")
+    if settings.report:
+        write_page(data, folder)
     return metrics
+
+
+def write_page(data: FoldData, folder: Path) -> None:
+    """report.html of the finished folds, with the texts as this run has read them."""
+    from infer.logs import log
+    from infer.report import write_report
+    from infer.report.run_folder import from_run
+
+    texts = None  # arena rows are found by the run's settings
+    if data.rows.swap is None:
+        shown = ("\n\n".join(row.fields.values()) for row in data.rows.rows)
+        texts = dict(zip(data.rows.ids, shown, strict=True))
+    log.info(f"{write_report(folder, from_run(folder, texts=texts))}: curves, thresholds and rows to look at")
 
 
 def settle_labels(heldout: Predictions, temperature: float, folder: Path) -> dict[str, Any]:

@@ -25,10 +25,11 @@ ARENA_TEXTS = {"prompt": "prompt", "response_a": "answer a", "response_b": "answ
 Texts = str | Mapping[str, str]
 
 
-def from_run(folder: str | Path, *, texts: str | Path | None = None) -> ReportInput:
+def from_run(folder: str | Path, *, texts: str | Path | Mapping[str, str] | None = None) -> ReportInput:
     """The report of a training run: its held-out table, scored and set beside its baselines.
 
-    texts: the table of labelled rows; None looks where the run's own settings say. Refuses a folder without the table.
+    texts: the table of labelled rows, or id -> text; None looks where the run's own settings say. Refuses a folder
+    without the held-out table.
     """
     folder = Path(folder)
     if not (folder / "heldout.csv").is_file():
@@ -38,12 +39,15 @@ def from_run(folder: str | Path, *, texts: str | Path | None = None) -> ReportIn
     config = _yaml(folder / "config.yaml")
     environment = _json(folder / "environment.json")
     task = config.get("task", {})
-    source = Path(texts or task.get("train_csv") or task.get("input_csv") or "")
+    elsewhere = texts if isinstance(texts, str | Path) else None
+    source = Path(elsewhere or task.get("train_csv") or task.get("input_csv") or "")
     done = {path.parent.name: read_json(path) for path in sorted(folder.glob("fold*/done.json"))}
     arena: ArenaFacts | None = None
     row_texts: Mapping[str, Texts] = {}
     if task.get("name", "arena") == "arena":
         arena, row_texts = arena_facts(source, heldout, folder)
+    elif isinstance(texts, Mapping):
+        row_texts = texts
     elif source.is_file():
         row_texts = column_texts(source, heldout.ids, task.get("text_column", "text"), task.get("id_column", AUTO))
     temperature = metrics.get("temperature", 1)
@@ -70,11 +74,13 @@ def from_run(folder: str | Path, *, texts: str | Path | None = None) -> ReportIn
     )
 
 
-def from_table(path: str | Path, *, texts: str | Path | None = None, text_column: str = "text") -> ReportInput:
+def from_table(
+    path: str | Path, *, texts: str | Path | Mapping[str, str] | None = None, text_column: str = "text"
+) -> ReportInput:
     """The report of a table that `python -m infer` wrote; rows without an answer are counted and left out.
 
     Where logp_ columns show that the probabilities are calibrated ones, the raw ones stand beside them. texts: the
-    table that was read; None takes the column `text_column` of this one, where it was kept.
+    table that was read, or id -> text; None takes the column `text_column` of this one, where it was kept.
     """
     path = Path(path)
     frame = read_frame(path, text=("id", "label", "predicted"))
@@ -86,7 +92,10 @@ def from_table(path: str | Path, *, texts: str | Path | None = None, text_column
     answered = np.isfinite(probs).all(axis=1)
     predictions = _table(frame[answered], named, probs[answered])
     settings = record.get("identity", {})
-    if texts is not None:
+    row_texts: Mapping[str, str]
+    if isinstance(texts, Mapping):
+        row_texts = texts
+    elif texts is not None:
         row_texts = column_texts(Path(texts), predictions.ids, text_column, settings.get("task.id_column", AUTO))
     else:
         kept = frame.loc[answered, text_column] if text_column in frame else []
