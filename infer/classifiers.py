@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoint import read_identity, write_identity
-from models.method_settings import MethodSettings
+from models.method_settings import EmbeddingSettings, MethodSettings
 from models.tasks.arena import LABELS
 
 EMBEDDINGS = {"auto": None, "yes": True, "no": False}  # None: where the package is installed
@@ -30,9 +30,12 @@ def _text_kinds() -> dict[str, Any]:
     return KINDS
 
 
-def make_classifier(method: MethodSettings, *, seed: int, labels: Sequence[str] = LABELS) -> Any:
+def make_classifier(
+    method: MethodSettings, *, seed: int, labels: Sequence[str] = LABELS, embedding: EmbeddingSettings | None = None
+) -> Any:
     """An unfitted classifier with fit(rows), or fit(rows, label_index) for texts: labels other than the arena's.
 
+    embedding: of the texts, where the method reads sentence vectors; None: MiniLM's.
     A network, which needs a training loop, is made by train.learners.
     """
     of_texts = tuple(labels) != LABELS
@@ -41,10 +44,20 @@ def make_classifier(method: MethodSettings, *, seed: int, labels: Sequence[str] 
         raise ValueError(f"method.name={method.name!r} does not learn by fit(rows); those that do: {', '.join(kinds)}.")
     kind = kinds[method.name]
     if of_texts:
-        return kind(labels, seed=seed)
+        made = kind(labels, seed=seed)
+        if embedding is not None and hasattr(made, "embedding"):
+            made.embedding = embedding_of(embedding)
+        return made
     if method.name in ("features", "ensemble"):
         return kind(seed=seed, embeddings=EMBEDDINGS[method.embeddings])
     return kind()
+
+
+def embedding_of(settings: EmbeddingSettings) -> Any:
+    """The infer.text_embeddings.Embedding that the settings name."""
+    from infer.text_embeddings import Embedding
+
+    return Embedding(settings.name, settings.max_tokens, settings.pooling)
 
 
 def save_classifier(classifier: Any, folder: Path, *, task: str, method: str) -> None:

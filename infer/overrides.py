@@ -19,7 +19,7 @@ from models.kind_settings import MODEL_KINDS, TASK_KINDS
 from models.settings import Settings
 
 MULTIRUN_FLAGS = {"-m", "--multirun"}
-LABELS_KEY = "question.labels"
+REPLACED_KEYS = ("question.labels", "question.descriptions")  # as a whole, where Hydra would merge
 KEY_VALUE = re.compile(r"([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
 KINDS: dict[str, dict[str, Any]] = {"task": TASK_KINDS, "model": MODEL_KINDS}
 KIND_KEYS = {"task": "name", "model": "kind"}  # the key that says which kind a group is
@@ -60,7 +60,7 @@ def refuse_unknown_overrides(arguments: list[str]) -> None:
         found = KEY_VALUE.match(argument)
         if found is None or found[1] in known or found[1] in groups:
             continue
-        if found[1].startswith(("hydra.", f"{LABELS_KEY}.")):
+        if found[1].startswith(("hydra.", *(f"{key}." for key in REPLACED_KEYS))):
             continue
         hint = "Write +experiment=NAME." if found[1] == "experiment" else unknown_key(found[1])
         if rank() == 0:
@@ -82,8 +82,9 @@ def as_meant(arguments: list[str]) -> list[str]:
 def _as_meant(argument: str, *, sweep: bool) -> list[str]:
     if argument.lstrip("+").startswith("question."):
         argument = re.sub(r"(?<!\\)\\n", "\n", argument)  # no plain quotes of a shell make a new line
-    if argument.lstrip("+").startswith(f"{LABELS_KEY}="):
-        return [f"~{LABELS_KEY}", f"+{argument.lstrip('+')}"]
+    for key in REPLACED_KEYS:
+        if argument.lstrip("+").startswith(f"{key}="):
+            return [f"++{key}=null", f"++{argument.lstrip('+')}"]
     found = KEY_VALUE.match(argument)
     kind = known_keys().get(found[1]) if found else None
     if found is None or kind is None or sweep:

@@ -6,14 +6,15 @@ three names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from infer.checkpoints import checkpoint_identity, finished_checkpoints
 from infer.logs import log
 from models.engine_settings import row_fields
-from models.method_settings import ASKED_METHODS
+from models.method_settings import ASKED_METHODS, ENDPOINT_METHODS, WRITTEN_METHODS
 from models.settings import FREE_KEYS, Settings, flatten
 from models.tasks.text import TEXT_FIELD
 
@@ -21,7 +22,37 @@ if TYPE_CHECKING:
     from infer.label_reader import LabelReader, LabelReading
 
 # Keys that say where labelled rows are, which reading does not depend on; of the input its bytes count, not its place.
-UNIMPORTANT = {*FREE_KEYS, "task.input_csv", "task.train_csv", "task.target_columns"}
+# What only one way reads is named there.
+UNIMPORTANT = {*FREE_KEYS, "task.input_csv", "task.train_csv", "task.target_columns", "question.descriptions"}
+
+# method -> kind of reader, where the method alone says it.
+_KINDS = {
+    "chain_of_thought": "reasoning", "next_token": "label", "encoder": "encoder", "embedding_description": "described",
+}  # fmt: skip
+# kind -> the module and its function of the settings that loads it; imported when wanted.
+_LOADERS = {
+    "label": ("infer.readers", "load_label_reader"),
+    "reasoning": ("infer.chain_of_thought", "load_chain_reader"),
+    "adapter": ("infer.adapter", "load_adapter_reader"),
+    "fitted": ("infer.checkpoint_reader", "load_checkpoint_reader"),
+    "encoder": ("infer.text_encoder", "load_text_encoder"),
+    "described": ("infer.embedding_reader", "load_description_reader"),
+    "written": ("infer.answer_reader", "load_answer_reader"),
+    "asked": ("infer.endpoint_reader", "load_endpoint_reader"),
+}
+# kind -> the settings that its numbers depend on.
+_GROUPS = {
+    "label": ("task.", "question.", "engine."),
+    "reasoning": ("task.", "question.", "engine.", "generation.max_new_tokens", "generation.answer_header"),
+    "adapter": ("task.", "question.", "engine."),
+    "fitted": ("task.", "question.labels"),
+    "encoder": ("task.", "question.labels", "engine.", "model.labels"),
+    "described": ("task.", "question.labels", "embedding."),
+    "written": (
+        "method.name", "task.", "question.", "engine.", "generation.max_new_tokens", "generation.instruction",
+    ),
+    "asked": ("task.", "question.", "engine."),
+}  # fmt: skip
 
 
 class Reader(Protocol):
@@ -45,17 +76,15 @@ class Reader(Protocol):
 
 
 def reader_kind(settings: Settings) -> str:
-    """Which reader a run needs: label (a language model as it is), reasoning, adapter, or fitted (a classifier).
+    """Which reader a run needs, the key of _LOADERS: label is a language model as it is, fitted a run's classifiers.
 
     method=adapter with adapter.use=auto is label while the run has no finished fold.
     """
     method, use = settings.method.name, settings.adapter.use
-    if method == "chain_of_thought":
-        return "reasoning"
-    if method == "next_token":
-        return "label"
+    if method in ENDPOINT_METHODS and settings.endpoint.url is not None:
+        return "asked" if method == "next_token" else "written"
     if method != "adapter":
-        return "fitted"
+        return _KINDS.get(method, "written" if method in WRITTEN_METHODS else "fitted")
     trained = use == "run" or (use == "auto" and bool(finished_checkpoints(Path(settings.run_dir))))
     return "adapter" if trained else "label"
 
@@ -63,21 +92,11 @@ def reader_kind(settings: Settings) -> str:
 def load_reader(settings: Settings) -> Reader:
     """The reader of a run, loaded; whatever can be told before a row is read is checked."""
     kind = reader_kind(settings)
-    if kind == "reasoning":
-        from infer.chain_of_thought import load_chain_reader
-
-        return load_chain_reader(settings)
-    if kind == "adapter":
-        from infer.adapter import load_adapter_reader
-
-        return load_adapter_reader(settings)
-    if kind == "fitted":
-        from infer.text_classifiers import load_checkpoint_reader
-
-        return load_checkpoint_reader(settings)
-    if settings.method.name == "adapter":
+    if settings.method.name == "adapter" and kind == "label":
         log.info(f"the model as it is: adapter.use={settings.adapter.use}, {_trained_folds(settings)}")
-    return load_label_reader(settings)
+    module, name = _LOADERS[kind]
+    load: Callable[[Settings], Reader] = getattr(importlib.import_module(module), name)
+    return load(settings)
 
 
 def load_label_reader(settings: Settings) -> LabelReader:
@@ -96,17 +115,24 @@ def load_label_reader(settings: Settings) -> LabelReader:
 def identify(settings: Settings) -> dict[str, Any]:
     """What a run's numbers depend on beside the rows: its settings that are not free to change, and the files read.
 
-    A language model's files are under `model`, those of a run's checkpoints under `checkpoints`.
+    A model's files are under `model`, those of a run's checkpoints under `checkpoints`.
     """
     kind = reader_kind(settings)
-    groups = {
-        "label": ("task.", "question.", "engine."),
-        "reasoning": ("task.", "question.", "engine.", "generation."),
-        "adapter": ("task.", "question.", "engine."),
-        "fitted": ("task.", "question.labels"),
-    }[kind]
-    identity = {k: v for k, v in flatten(settings).items() if k.startswith(groups) and k not in UNIMPORTANT}
-    if kind != "fitted":
+    identity = {k: v for k, v in flatten(settings).items() if k.startswith(_GROUPS[kind]) and k not in UNIMPORTANT}
+    if kind == "encoder":
+        from infer.text_encoder import identify_text_encoder
+
+        identity["model"] = identify_text_encoder(settings)
+    elif kind == "described":
+        from infer.classifiers import embedding_of
+        from infer.embedding_reader import descriptions_of
+        from infer.text_embeddings import identify_embedding
+
+        identity["model"] = {"embedding": identify_embedding(embedding_of(settings.embedding))}
+        identity["descriptions"] = descriptions_of(settings.question)
+    elif settings.endpoint.url is not None:
+        identity["model"] = {"endpoint": settings.endpoint.model}
+    elif kind != "fitted":
         identity["model"] = _identify_model(settings)
     if kind in ("adapter", "fitted"):
         identity |= checkpoint_identity(Path(settings.run_dir), list(settings.question.labels))

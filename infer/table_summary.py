@@ -17,6 +17,7 @@ from infer.files import read_json
 from infer.logs import log
 from infer.metrics import metric_lines, score
 from infer.predictions import OTHER_COLUMN, Predictions
+from infer.text_files import ANSWERS_FILE, beside
 from models.tasks.text import LABEL_COLUMN
 
 LOW_MASS = 0.5  # median mass on the label set below which the numbers say more about the prompt than about the rows
@@ -65,7 +66,12 @@ def summarise(
 def report(output: Path, labels: Sequence[str]) -> None:
     """Say what a person should know about a finished table, and where it is."""
     record = read_json(Path(f"{output}.json"))
-    if record["not_finite"]:
+    if record["not_finite"] and "answers" in record:
+        log.info(
+            f"{record['not_finite']} of {record['rows']} rows stay unanswered and stand empty in the table "
+            f"({beside(output, ANSWERS_FILE).name} says why); scores are of the others"
+        )
+    elif record["not_finite"]:
         log.info(
             f"{record['not_finite']} of {record['rows']} rows have no finite numbers and stand empty in the table. "
             "Use engine.precision=fp32."

@@ -6,23 +6,22 @@ and labels; never folds, scores or a question.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from infer.checkpoints import checkpoint_identity, find_checkpoints, run_temperature
 from infer.fitted_files import load_fitted, save_fitted
-from infer.label_reader import LabelReading
-from infer.logs import log
-from models.checkpoint import read_identity
-from models.settings import Settings
+from infer.text_embeddings import MINILM, Embedding, embed
 from models.tasks.text import TextRow
 
 # Inverse strengths of the ridge that are tried; the best by log loss on inner folds is kept.
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 INNER_FOLDS = 3
+TEMPERATURES = (0.003, 10.0)  # between which that of the class means is sought
+USUAL_TEMPERATURE = 0.1
 
 
 class TextClassifier:
@@ -112,11 +111,8 @@ class _LogisticTexts(TextClassifier):
     def _probs(self, texts: list[str]) -> np.ndarray:
         self._require_fitted()
         logistic = self.parts["logistic"]
-        # A label that no training row had gets half a row's share: it is rare, not impossible.
-        floor = 0.5 / (self.settings["rows"] + 1)
-        probs = np.full((len(texts), len(self.labels)), floor)
-        probs[:, logistic.classes_] = logistic.predict_proba(self._columns(texts))
-        return probs / probs.sum(axis=1, keepdims=True)
+        known = logistic.predict_proba(self._columns(texts))
+        return _spread_out(known, logistic.classes_, len(self.labels), self.settings)
 
     def _fit_columns(self, texts: list[str]) -> dict[str, Any]:
         return {}
@@ -148,15 +144,52 @@ class TfidfTexts(_LogisticTexts):
         return sparse.hstack([self.parts[name].transform(texts) for name in ("signs", "words")], "csr")
 
 
-class EmbeddingLogistic(_LogisticTexts):
-    """Logistic regression on the sentence vectors of all-MiniLM-L6-v2 (its package: infer.text_embeddings)."""
+class _EmbeddedTexts(TextClassifier):
+    """Reads the sentence vectors of an Embedding, which its folder names: MiniLM's unless another is set before fit."""
+
+    embedding: Embedding = MINILM
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        loaded = super().load(folder)
+        if "embedding" in loaded.settings:  # folders written before there was a choice have none
+            loaded.embedding = Embedding(**loaded.settings["embedding"])
+        return loaded
+
+    def _columns(self, texts: list[str]) -> Any:
+        return embed(texts, self.embedding)
+
+
+class EmbeddingLogistic(_EmbeddedTexts, _LogisticTexts):
+    """Logistic regression on sentence vectors."""
 
     kind = "text_embedding_logistic"
 
-    def _columns(self, texts: list[str]) -> Any:
-        from infer.text_embeddings import embed
+    def _learn(self, texts: list[str], index: np.ndarray, weight: np.ndarray) -> None:
+        super()._learn(texts, index, weight)
+        self.settings["embedding"] = asdict(self.embedding)
 
-        return embed(texts)
+
+class EmbeddingCentroid(_EmbeddedTexts):
+    """Cosine to the mean sentence vector of each label's rows, over a temperature that is learnt from them."""
+
+    kind = "text_embedding_centroid"
+
+    def _learn(self, texts: list[str], index: np.ndarray, weight: np.ndarray) -> None:
+        vectors = self._columns(texts).astype(np.float64)
+        owns = np.eye(len(self.labels))[index] * weight[:, None]  # (N, L)
+        sums = owns.T @ vectors  # (L, H)
+        self.parts = {"centroids": unit(sums)}
+        self.settings = {
+            "temperature": _centroid_temperature(vectors, sums, index, weight),
+            "known": sorted(set(index.tolist())), "rows": len(texts), "embedding": asdict(self.embedding),
+        }  # fmt: skip
+
+    def _probs(self, texts: list[str]) -> np.ndarray:
+        self._require_fitted()
+        known = self.settings["known"]
+        cosines = self._columns(texts).astype(np.float64) @ self.parts["centroids"][known].T
+        return _spread_out(tempered(cosines, self.settings["temperature"]), known, len(self.labels), self.settings)
 
 
 # method.name -> its class; a checkpoint says which one made it.
@@ -165,53 +198,60 @@ KINDS: dict[str, type[TextClassifier]] = {
     "prior": PriorTexts,
     "tfidf": TfidfTexts,
     "embedding_logistic": EmbeddingLogistic,
+    "embedding_centroid": EmbeddingCentroid,
 }
-
-
-class CheckpointReader:
-    """Rows of text fields in, the mean of several fitted classifiers out, with the run's temperature."""
-
-    def __init__(
-        self, classifiers: Sequence[TextClassifier], identity: Mapping[str, Any], temperature: float | None
-    ) -> None:
-        self.classifiers = list(classifiers)
-        self.labels = self.classifiers[0].labels
-        self.identity = dict(identity)
-        self.temperature = temperature
-
-    def read(
-        self, rows: Sequence[Mapping[str, str]], *, names: Sequence[str] = (), progress: bool = False
-    ) -> LabelReading:
-        """log_probs of normalised probabilities: nothing is outside the labels."""
-        from infer.calibration import floored_softmax
-
-        texts = [TextRow("", dict(row), None, {}, "") for row in rows]
-        mean = np.mean([one.predict_proba(texts).astype(np.float64) for one in self.classifiers], axis=0)
-        with np.errstate(divide="ignore"):
-            log_probs = np.log(mean / mean.sum(axis=1, keepdims=True))
-        if self.temperature is not None:
-            log_probs = np.log(floored_softmax(log_probs / self.temperature))
-        return LabelReading(log_probs, np.zeros(len(rows)))
-
-
-def load_checkpoint_reader(settings: Settings) -> CheckpointReader:
-    """The fitted classifiers of a run's finished folds. Refuses checkpoints of another method or other labels."""
-    folder, labels = Path(settings.run_dir), tuple(settings.question.labels)
-    method = settings.method.name
-    checkpoints = find_checkpoints(folder)
-    for checkpoint in checkpoints:
-        made = read_identity(checkpoint, labels=labels)["method"]
-        if made != method:
-            raise ValueError(f"{checkpoint} was made by method={made}, not {method}. Name it, or another run_dir.")
-    log.info(f"{len(checkpoints)} checkpoint(s) in {folder}: {method}")
-    temperature = run_temperature(folder, labels, say=True)
-    classifiers = [KINDS[method].load(checkpoint) for checkpoint in checkpoints]
-    return CheckpointReader(classifiers, {"method": method, **checkpoint_identity(folder, labels)}, temperature)
 
 
 def text_of(row: TextRow) -> str:
     """All texts of a row, a line each."""
     return "\n".join(row.fields.values())
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Each row divided by its length; a row of zeros stays one."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def tempered(cosines: np.ndarray, temperature: float) -> np.ndarray:
+    """(N, L) probabilities: the softmax of cosines over the temperature."""
+    logits = cosines / temperature
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+
+
+def _centroid_temperature(vectors: np.ndarray, sums: np.ndarray, index: np.ndarray, weight: np.ndarray) -> float:
+    """The temperature of least log loss where each row is left out of its own label's mean; 0.1 where none can be.
+
+    vectors: (N, H) unit. sums: (L, H) of each label's rows, weighted.
+    """
+    from scipy.optimize import minimize_scalar
+
+    known = np.unique(index)
+    counts = np.bincount(index, minlength=len(sums))
+    rows = np.flatnonzero(counts[index] > 1)  # a label's only row has no mean without it
+    if len(known) < 2 or not len(rows):
+        return USUAL_TEMPERATURE
+    cosines = vectors[rows] @ unit(sums[known]).T
+    own = np.searchsorted(known, index[rows])
+    without = unit(sums[index[rows]] - weight[rows, None] * vectors[rows])
+    at = np.arange(len(rows))
+    cosines[at, own] = np.sum(vectors[rows] * without, axis=1)
+
+    def loss(log_temperature: float) -> float:
+        probs = tempered(cosines, float(np.exp(log_temperature)))[at, own]
+        return float(-np.average(np.log(np.maximum(probs, 1e-15)), weights=weight[rows]))
+
+    return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
+
+
+def _spread_out(probs: np.ndarray, known: Any, labels: int, settings: dict[str, Any]) -> np.ndarray:
+    """(N, labels) from the (N, K) of the labels that had training rows, whose columns are `known`.
+
+    A label that no training row had gets half a row's share: it is rare, not impossible.
+    """
+    full = np.full((len(probs), labels), 0.5 / (settings["rows"] + 1))
+    full[:, known] = probs
+    return full / full.sum(axis=1, keepdims=True)
 
 
 def best_strength(columns: Any, index: np.ndarray, weight: np.ndarray, *, seed: int) -> float:

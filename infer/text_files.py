@@ -1,4 +1,4 @@
-"""The files beside a table of texts: labels.csv, each skill with its label, and reasoning.jsonl, what a reader noted.
+"""The files beside a table of texts: labels.csv, each skill with its label, and what a reader noted of each row.
 
 Knows rows, readings and files; never a model.
 """
@@ -22,6 +22,7 @@ from models.tasks.text import LABEL_COLUMN, RowSource, TextRow
 
 LABELS_FILE = "labels.csv"
 NOTES_FILE = "reasoning.jsonl"
+ANSWERS_FILE = "answers.jsonl"  # in its place where answers are written or asked for
 PLAIN_STEM = "predictions"  # what experiments call their table
 
 
@@ -40,6 +41,11 @@ def kept_notes(reading: LabelReading, rows: Sequence[TextRow]) -> dict[str, list
         return {}
     assert len(reading.notes) == len(rows), (len(reading.notes), len(rows))
     return {"notes": [{"id": row.id, **row.fields, **note} for row, note in zip(rows, reading.notes, strict=True)]}
+
+
+def notes_file(notes: Sequence[Mapping[str, Any]]) -> str:
+    """The name of the file that these notes go to."""
+    return ANSWERS_FILE if notes and "outcome" in notes[0] else NOTES_FILE
 
 
 def write_notes(path: Path, chunks: Iterable[Sequence[Mapping[str, Any]]]) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from infer.answer_calibration import FEWEST_ROWS
+from infer.answer_notes import report_answers
 from infer.calibrator import Calibrator, load_calibrator
 from infer.chunked import P, fill_parts, kept_strays, open_parts, part_schema, probability_columns, probability_frame
 from infer.cutoffs import Cutoff, holds_cutoff, read_cutoff
@@ -32,7 +33,15 @@ from infer.ranks import from_main, is_main, wait_for_all
 from infer.readers import Reader, asked_fields, identify, load_reader, reader_kind, rotates
 from infer.reasoning_notes import report_reasoning
 from infer.table_summary import report, summarise, summary_columns
-from infer.text_files import LABELS_FILE, NOTES_FILE, PLAIN_STEM, beside, kept_notes, write_labels, write_notes
+from infer.text_files import (
+    LABELS_FILE,
+    PLAIN_STEM,
+    beside,
+    kept_notes,
+    notes_file,
+    write_labels,
+    write_notes,
+)
 from infer.thresholds import Decision, read_decision
 from models.engine_settings import LEARNT_CALIBRATORS
 from models.kind_settings import SkillsTask
@@ -139,7 +148,7 @@ def open_source(settings: Settings) -> RowSource:
     )
     _refuse_told_labels(source)
     fit = settings.calibration.fit
-    if fit in ("contextual", "pmi") and reader_kind(settings) in ("fitted", "reasoning"):
+    if fit in ("contextual", "pmi") and reader_kind(settings) not in ("label", "adapter"):
         raise ValueError(
             f"calibration.fit={fit} asks the model about texts without content, and method.name="
             f"{settings.method.name} is no question to a model. Use batch, or with labelled rows temperature."
@@ -219,9 +228,9 @@ def _finish(reading: _Reading, parts: Parts, count: int) -> None:
         write_labels(beside(output, LABELS_FILE), source, parts.frames(count), settings.text.text_column)
     said: dict[str, Any] = {}
     if "notes" in extras[0]:
-        write_notes(beside(output, NOTES_FILE), [one["notes"] for one in extras])
-        if reader_kind(settings) == "reasoning":
-            said = report_reasoning([note for one in extras for note in one["notes"]])
+        write_notes(beside(output, notes_file(extras[0]["notes"])), [one["notes"] for one in extras])
+        notes = [note for one in extras for note in one["notes"]]
+        said = report_reasoning(notes) if reader_kind(settings) == "reasoning" else report_answers(notes)
     frames = parts.frames(count, summary_columns(source.labels, labelled=source.label_column is not None))
     figures = summarise(frames, source.labels, [one["strays"] for one in extras])
     of_the_reader = {key: value for key, value in extras[0].items() if key not in ("strays", "notes")}

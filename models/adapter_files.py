@@ -15,10 +15,9 @@ from typing import Any
 
 from models.adapter_base import AdapterBase
 from models.adapters import name_padding
-from models.causal import _snapshot
 from models.checkpoint import read_identity, write_identity
 from models.fingerprint import fingerprint
-from models.names import resolve_gguf, resolve_model
+from models.names import local_folder, resolve_gguf, resolve_model
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -42,13 +41,13 @@ def weight_files(name: str) -> set[Path]:
     """
     where = resolve_model(name)
     local = Path(where).is_dir()
-    folder = _snapshot(where)
+    folder = local_folder(where)
     found, missing = _listed(folder)
     if local and not found and not missing:
         found = set(folder.glob("*.safetensors"))
     if not local and (missing or not found):
         _fetch(where)
-        folder = _snapshot(where)
+        folder = local_folder(where)
         found, missing = _listed(folder)
     if missing or not found:
         what = ", ".join(sorted(missing)[:3]) or WHOLE

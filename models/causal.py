@@ -16,7 +16,7 @@ from models.choices import one_of
 from models.fingerprint import fingerprint, model_files
 from models.gguf_cache import dequantised
 from models.kind_settings import QUANTIZATIONS
-from models.names import has_safetensors, resolve_gguf, resolve_model
+from models.names import has_safetensors, local_folder, resolve_gguf, resolve_model
 from models.precision import TORCH_NAMES, device_and_precision, own_device
 from models.tasks.tokens import check_tokenizer, restore_nfkc
 
@@ -86,7 +86,7 @@ def identify_language_model(name: str, *, precision: str = "auto", quantization:
     where = resolve_model(name) if file is None else str(file.parent)
     # A hub model may not be downloaded yet; its commit says as much as its files.
     files = fingerprint({file} if file is not None else model_files(Path(where))) if Path(where).is_dir() else None
-    mark = files or _snapshot(where).name
+    mark = files or local_folder(where).name
     return {"name": name, "files": mark, "precision": precision, "quantization": quantization}
 
 
@@ -165,7 +165,7 @@ def read_network(
     T5's `wo` matrices stay float32 in fp16, where they would overflow. Raises ValueError where a tensor is missing:
     transformers would draw it at random, without a word.
     """
-    from models.encoder import _refuse_gaps
+    from models.encoder import refuse_gaps
 
     if source.gguf is None and Path(source.where).is_dir() and not has_safetensors(source.where):
         raise FileNotFoundError(_no_safetensors(source.where, "*.safetensors is absent"))
@@ -183,7 +183,7 @@ def read_network(
             )  # fmt: skip
         except OSError as error:
             raise FileNotFoundError(_no_safetensors(source.where, str(error).strip().splitlines()[0])) from error
-    _refuse_gaps(source.where, report, whole=True)
+    refuse_gaps(source.where, report, whole=True)
     if device == "cpu" and quantization == "nf4":
         keep_unpacked(model)
     return model.eval()
@@ -267,14 +267,3 @@ def _no_safetensors(where: str, reason: str) -> str:
         f"{where} has no weights that may be opened ({reason}): pickles (.bin, .pt) can run code and are not read. "
         "Get the model's safetensors, or load and save_pretrained it once where you trust it."
     )
-
-
-def _snapshot(where: str) -> Path:
-    """The folder on this disk: itself, or the hub cache's."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if Path(where).is_dir():
-        return Path(where)
-    config = try_to_load_from_cache(where, "config.json")
-    assert isinstance(config, str), (where, config)  # it was loaded from there a moment ago
-    return Path(config).parent

@@ -149,7 +149,7 @@ def load_encoder(
             trust_remote_code=False,
             output_loading_info=True,
         )
-        _refuse_gaps(source, report, whole)
+        refuse_gaps(source, report, whole)
         rows = encoder.get_input_embeddings().weight.shape[0]
         if vocab_size is not None and vocab_size > rows:
             encoder.resize_token_embeddings(vocab_size, pad_to_multiple_of=8)
@@ -158,7 +158,8 @@ def load_encoder(
     return encoder
 
 
-def _refuse_gaps(source: str, report: dict[str, Any], whole: bool) -> None:
+def refuse_gaps(source: str, report: dict[str, Any], whole: bool) -> None:
+    """Raises ValueError where a loading report lacks weights. whole: of the head too, which may else be new."""
     found = [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])]
     gaps = sorted(key for key in found if whole or depth(key) != HEAD_DEPTH)
     if gaps:

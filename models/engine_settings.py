@@ -31,7 +31,8 @@ class QuestionSettings:
 
     labels: label -> one answer or a list of spellings, as dict[str, list[str]] once checked; None where no question is
     asked. examples: rows with their `label`, shown before the question; method=chain_of_thought also shows their
-    `reasoning`, which the other methods leave out.
+    `reasoning`, which the other methods leave out. descriptions: label -> one text or several that say what it means,
+    as dict[str, list[str]] once checked, for method=embedding_description; None: the labels' names.
     """
 
     prompt: str | None  # a template: {text}, or the row's columns; {options} for the lettered or numbered list
@@ -42,6 +43,7 @@ class QuestionSettings:
     permutations: str  # cyclic: options, or the arena's two answers, in every rotation; none: once
     answers_end: str  # none: " positive" contains " positively"; eos, boundary tell them apart
     chat: str  # auto: the chat template where there is one, unless every answer begins with a space
+    descriptions: Any = None  # the one default of the schema: questions in older checkpoints lack it
 
     def __post_init__(self) -> None:
         one_of("question.answers", self.answers, ANSWER_FORMS)
@@ -52,6 +54,8 @@ class QuestionSettings:
             self.labels = _answers_of_labels(self.labels)
         if self.prompt is not None:
             _check_prompt(self.prompt, self.answers, self.labels or {})
+        if self.descriptions is not None:
+            self.descriptions = _descriptions(self.descriptions, self.labels)
         self.examples = _examples(self.examples, self.prompt, self.labels)
 
 
@@ -153,6 +157,19 @@ def _refuse_shared_spellings(answers: Mapping[str, list[str]]) -> None:
                     "cannot belong to both. Give one of them another answer."
                 )
             owner[spelling] = label
+
+
+def _descriptions(given: Any, labels: Mapping[str, list[str]] | None) -> dict[str, list[str]]:
+    """The descriptions of each label, in the labels' order. Refuses those of other labels than question.labels."""
+    if labels is None or not isinstance(given, Mapping) or {str(key) for key in given} != set(labels):
+        raise ValueError(
+            f"question.descriptions={given!r}: expected a text for each label of question.labels: "
+            f"{', '.join(labels or ['(there are none)'])}."
+        )
+    texts = {str(key): list(value) if isinstance(value, (list, tuple)) else [value] for key, value in given.items()}
+    if not all(texts.values()):
+        raise ValueError(f"question.descriptions={given!r}: expected one text or more for each label.")
+    return {label: [_text(one, f"a description of {label}") for one in texts[label]] for label in labels}
 
 
 def _text(value: Any, what: str) -> str:

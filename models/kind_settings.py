@@ -7,6 +7,7 @@ dataclass here, an entry in its registry, and a YAML file.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from models.choices import one_of, within
 
@@ -97,6 +98,7 @@ class EncoderModel(ModelSettings):
     dropout: float | None  # None keeps the model's own
     pair_features: bool  # siamese: the structural features stand beside the text
     frozen_layers: int  # 0: all train; n >= 1: the embeddings and the lowest n - 1 layers stay
+    labels: dict[str, Any] | None  # texts: the checkpoint's name of a label -> ours; null leaves it out
 
     def __post_init__(self) -> None:
         one_of("model.head", self.head, HEADS)

@@ -86,6 +86,17 @@ def resolve_model(name: str) -> str:
     raise FileNotFoundError(_not_found(name, hub=reason))
 
 
+def local_folder(where: str) -> Path:
+    """The folder on this disk of what `resolve_model` gave: itself, or the hub cache's."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(where).is_dir():
+        return Path(where)
+    config = try_to_load_from_cache(where, "config.json")
+    assert isinstance(config, str), (where, config)  # it was loaded from there a moment ago
+    return Path(config).parent
+
+
 def _hub_refusal(name: str) -> str | None:
     """None where the hub or its cache holds the model's config, else why not."""
     from huggingface_hub import hf_hub_download

@@ -7,18 +7,10 @@ default. Knows nothing of Hydra.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from models.choices import one_of, within
-from models.engine_settings import (
-    LEARNT_CALIBRATORS,
-    PRECISIONS,
-    CalibrationSettings,
-    EngineSettings,
-    QuestionSettings,
-    row_fields,
-)
+from models.engine_settings import PRECISIONS, CalibrationSettings, EngineSettings, QuestionSettings
 from models.kind_settings import (
     ArenaTask,
     EncoderModel,
@@ -30,15 +22,18 @@ from models.kind_settings import (
 from models.method_settings import (
     ARENA_METHODS,
     ASKED_METHODS,
+    TEXT_METHODS,
     AdapterSettings,
+    EmbeddingSettings,
+    EndpointSettings,
     GenerationSettings,
     MethodSettings,
 )
+from models.run_checks import check_asked, check_calibration, check_endpoint, check_output
 
 SCHEDULES = ("linear", "cosine", "constant")
 SWAPS = ("both", "random", "none")
 TRACKS = ("offline", "online", "disabled")
-OUTPUT_ENDINGS = (".parquet", ".csv", ".csv.gz")
 
 
 @dataclass
@@ -146,6 +141,8 @@ class Settings:
     engine: EngineSettings
     adapter: AdapterSettings
     generation: GenerationSettings
+    embedding: EmbeddingSettings
+    endpoint: EndpointSettings
     calibration: CalibrationSettings
     decision: str | None  # a decision.json: what each label's probability counts when one label is chosen
     trainer: TrainerSettings
@@ -154,20 +151,22 @@ class Settings:
     track: TrackSettings
 
     def __post_init__(self) -> None:
+        if self.method.name in TEXT_METHODS and not isinstance(self.task, TextTask):
+            raise ValueError(f"method.name={self.method.name} reads texts, not arena rows: task=text or task=skills.")
+        if self.endpoint.url is not None:
+            check_endpoint(self)
         if self.method.name in ASKED_METHODS:
-            _check_asked(self)
+            check_asked(self)
         if isinstance(self.task, TextTask):
             if self.method.name in ARENA_METHODS:
                 raise ValueError(
                     f"method.name={self.method.name} reads the arena task only; task.name={self.task.name} takes "
-                    "next_token, chain_of_thought, adapter, tfidf or embedding_logistic."
+                    f"encoder, tfidf, next_token, adapter, {', '.join(TEXT_METHODS)}."
                 )
             if self.question.labels is None:
                 raise ValueError(f"task.name={self.task.name} needs question.labels: the labels, each with its answer.")
-            _check_output(self.output)
-            _check_calibration(self)
-        elif self.method.name in ("embedding_logistic", "chain_of_thought"):
-            raise ValueError(f"method.name={self.method.name} reads texts, not arena rows: task=text or task=skills.")
+            check_output(self.output)
+            check_calibration(self)
         if self.method.name == "encoder" and not isinstance(self.model, EncoderModel):
             raise ValueError(
                 f"method.name=encoder needs model.kind=encoder, not {self.model.kind}: model=deberta_v3_small, or "
@@ -203,68 +202,12 @@ class Settings:
         return self.model
 
 
-def _check_asked(settings: Settings) -> None:
-    """Refuse, before a model is loaded, what a language model could not be asked."""
-    method, question, model = settings.method.name, settings.question, settings.model
-    if not isinstance(model, LanguageModel):
-        raise ValueError(
-            f"method.name={method} needs model.kind=causal, a language model, not {model.kind} ({model.name}): "
-            "model=smollm2 or model=llama31_8b_instruct."
-        )
-    for key in ("prompt", "labels"):
-        if getattr(question, key) is None:
-            raise ValueError(
-                f"method.name={method} needs question.{key}: the question that the model is asked. "
-                "conf/experiment/reviews_soft.yaml is an example."
-            )
-    if isinstance(settings.task, ArenaTask):
-        _check_arena_question(list(question.labels), row_fields(question.prompt or ""))
-        _check_calibration(settings)
-
-
-def _check_arena_question(labels: list[str], asked: list[str]) -> None:
-    from models.tasks.arena import LABELS, TEXT_COLUMNS  # here: it brings pandas, and --help must answer at once
-
-    if tuple(labels) != LABELS:
-        raise ValueError(
-            f"question.labels are {', '.join(labels)}: task.name=arena has {', '.join(LABELS)}, in this order."
-        )
-    if not {"response_a", "response_b"} <= set(asked) <= set(TEXT_COLUMNS):
-        raise ValueError(
-            f"question.prompt has the fields {', '.join(asked)}: an arena row has {', '.join(TEXT_COLUMNS)}, "
-            "and both answers must be shown."
-        )
-
-
-def _check_output(output: str | None) -> None:
-    if output is None or not output.endswith(OUTPUT_ENDINGS) or not Path(output).name.partition(".")[0]:
-        raise ValueError(
-            f"output={'null' if output is None else output}: expected a file that ends in {', '.join(OUTPUT_ENDINGS)}: "
-            "output=out.parquet."
-        )
-
-
-def _check_calibration(settings: Settings) -> None:
-    fit, prior, labels = settings.calibration.fit, settings.calibration.prior, settings.question.labels
-    if prior is not None and len(prior) != len(labels):
-        raise ValueError(
-            f"calibration.prior={prior} has {len(prior)} shares for the {len(labels)} labels {', '.join(labels)}: "
-            "expected one per label, in this order."
-        )
-    if fit == "isotonic" and len(labels) != 2:
-        raise ValueError(f"calibration.fit=isotonic is for two labels, not {len(labels)}: vector takes any number.")
-    if fit in LEARNT_CALIBRATORS and isinstance(settings.task, TextTask) and settings.task.label_column is None:
-        raise ValueError(
-            f"calibration.fit={fit} learns from labelled rows, and task.label_column is null: name the column of the "
-            "true labels, or use batch, contextual or pmi."
-        )
-
-
 # Keys that may change between two launches of one run: they say where, how much of it, or how fast, never what.
 FREE_KEYS = {
     "run_dir", "doctor", "report", "folds.only", "folds.file", "task.test_csv", "task.sample_csv", "blend.runs",
     "trainer.predict_batch_rows", "trainer.workers", "trainer.saves_per_eval", "out_dir", "output", "track.wandb",
-    "track.project", "engine.budget_tokens", "generation.batch_rows",
+    "track.project", "engine.budget_tokens", "generation.batch_rows", "endpoint.url", "endpoint.key_variable",
+    "endpoint.workers", "endpoint.timeout_s", "endpoint.attempts", "endpoint.stop_after",
 }  # fmt: skip
 
 

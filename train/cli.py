@@ -9,6 +9,7 @@ Knows Hydra (through infer.door) and nothing of torch.
 from __future__ import annotations
 
 from infer.door import open_door
+from models.method_settings import UNTRAINED_METHODS
 from models.settings import Settings
 
 
@@ -38,5 +39,9 @@ def _refuse_untrained(settings: Settings) -> None:
     command = f"python -m infer +experiment={settings.name}"
     if settings.method.name == "blend":
         raise ValueError(f"A blend joins finished runs and trains nothing: {command} ...")
-    if settings.method.name in ("next_token", "chain_of_thought"):
-        raise ValueError(f"{settings.name} is read from a language model as it is, not trained: {command}")
+    if settings.method.name == "encoder" and settings.task.name != "arena":
+        raise ValueError(
+            f"method=encoder learns from pairs of answers only; on texts a checkpoint is read as it is: {command}"
+        )
+    if settings.method.name in UNTRAINED_METHODS:
+        raise ValueError(f"{settings.name} is read from a model as it is, not trained: {command}")

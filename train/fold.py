@@ -81,7 +81,9 @@ def train_fold(settings: Settings, data: FoldData, fold: int, folder: Path) -> N
     if settings.method.name in TRAINED:
         story = _fit_network(settings, data, fold, folder)
     elif is_main():
-        classifier = make_classifier(settings.method, seed=settings.seed, labels=data.rows.labels)
+        classifier = make_classifier(
+            settings.method, seed=settings.seed, labels=data.rows.labels, embedding=settings.embedding
+        )
         fit_rows(classifier, data, data.training(fold))
         save_classifier(classifier, folder / "checkpoint", task=settings.task.name, method=settings.method.name)
     wait_for_all()
