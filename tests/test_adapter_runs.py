@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,18 @@ def test_an_adapter_is_not_asked_another_question_nor_other_labels(tmp_path: Pat
     other = skills(tmp_path, tiny_language_model, "question.examples=[]", "~question.labels.Unknown")
     with pytest.raises(ValueError, match="has the labels"):
         load_adapter_reader(other)
+
+
+def test_a_setting_that_came_later_and_is_not_used_refuses_no_adapter(
+    tmp_path: Path, tiny_language_model: str
+) -> None:
+    settings = skills(tmp_path, tiny_language_model)
+    folder = finish(tmp_path, 0, taught(settings, text_data(), steps=2))
+    path = folder / "tiebreak.json"
+    identity = json.loads(path.read_text())
+    del identity["question"]["descriptions"]
+    path.write_text(json.dumps(identity))
+    load_adapter_reader(settings)
 
 
 def test_a_mean_of_readings_keeps_what_the_labels_hold_together() -> None:
