@@ -255,6 +255,7 @@ ARGUMENTS = SimpleNamespace(get_warmup_steps=lambda steps: 10, eval_steps=50)
         ([1.097], 1.098, 100, True),
         ([1.20], 1.099, 100, True),
         ([1.097], 1.098, 10, False),  # still warming up
+        ([1.097], 1.098, 18, False),  # warm, but hardly begun
         ([1.05], 1.098, 100, False),  # learns
         ([1.05, 1.11], 1.09, 100, False),  # has learnt before
         ([1.20], 0.60, 100, False),  # over-fits: another matter
