@@ -186,7 +186,7 @@ def test_a_network_that_learns_nothing_is_restarted_and_said_so(
         tmp_path,
         tiny_encoder,
         "trainer.learning_rate=1e-12",
-        "trainer.epochs=6",
+        "trainer.epochs=8",
         "folds.only=[0]",
         "trainer.restarts=1",
     )
