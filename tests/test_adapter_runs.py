@@ -148,9 +148,7 @@ def test_an_adapter_is_not_asked_another_question_nor_other_labels(tmp_path: Pat
         load_adapter_reader(other)
 
 
-def test_a_setting_that_came_later_and_is_not_used_refuses_no_adapter(
-    tmp_path: Path, tiny_language_model: str
-) -> None:
+def test_a_setting_that_came_later_and_is_not_used_refuses_no_adapter(tmp_path: Path, tiny_language_model: str) -> None:
     settings = skills(tmp_path, tiny_language_model)
     folder = finish(tmp_path, 0, taught(settings, text_data(), steps=2))
     path = folder / "tiebreak.json"

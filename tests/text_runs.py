@@ -32,7 +32,8 @@ def settings_of(folder: Path, model: str, *overrides: str, source: str = "in.csv
 def arguments(folder: Path, model: str, *overrides: str, source: str = "in.csv", output: str = "out.csv") -> list[str]:
     return [
         "+experiment=reviews_soft", f"model.name={model}", f"task.input_csv={folder / source}",
-        f"output={folder / output}", "engine.chunk_rows=8", *overrides,
+        f"output={folder / output}", "engine.chunk_rows=8",
+        "report=false", *overrides,
     ]  # fmt: skip
 
 
