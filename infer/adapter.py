@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from infer.adapter_reading import mean_reading, predict_rows, read_active, tempered
-from infer.checkpoints import find_checkpoints, run_temperature
+from infer.checkpoints import find_checkpoints, precision_here, run_temperature
 from infer.identity import as_json, differences
 from infer.label_reader import CONTENT_FREE, LabelReader, LabelReading
 from infer.logs import log
@@ -24,7 +24,6 @@ from models.causal import LoadedModel, Source, read_tokenizer
 from models.checkpoint import read_identity
 from models.engine_settings import QuestionSettings
 from models.fingerprint import fingerprint
-from models.precision import device_and_precision
 from models.settings import Settings
 
 
@@ -168,12 +167,3 @@ def check_head(folder: Path, identity: Mapping[str, Any], head: str) -> None:
             f"{folder} was trained with adapter.head={identity['head']}, not {head}. Set "
             f"adapter.head={identity['head']}, or train again in another run_dir."
         )
-
-
-def precision_here(trained: str) -> str:
-    """The number format of training where this device has it, else auto."""
-    try:
-        return device_and_precision(trained)[1]
-    except ValueError:
-        log.info(f"trained in {trained}, which this device lacks: reading in its own format")
-        return "auto"

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: where its finished folds stand, what their probabilities depend on, its temperature.
+"""The checkpoints of a run: where its finished folds stand, what their probabilities depend on, how they are read.
 
 Knows the run folder; never a method or a network.
 """
@@ -12,6 +12,7 @@ from infer.calibration import read_calibration
 from infer.logs import log
 from models.checkpoint import IDENTITY
 from models.fingerprint import fingerprint
+from models.precision import device_and_precision
 
 CARD = "README.md"
 
@@ -60,3 +61,12 @@ def run_temperature(folder: Path, labels: Sequence[str], *, say: bool = False) -
     if say and temperature != 1:
         log.info(f"temperature {temperature:.3f}, fitted on the held-out rows")
     return temperature
+
+
+def precision_here(trained: str) -> str:
+    """The number format of training where this device has it, else auto."""
+    try:
+        return device_and_precision(trained)[1]
+    except ValueError:
+        log.info(f"trained in {trained}, which this device lacks: reading in its own format")
+        return "auto"

@@ -77,10 +77,14 @@ def load_classifier(
     """
     identity = read_identity(folder, task=task, labels=labels)
     method = identity["method"]
-    if method == "encoder":
+    if method == "encoder" and identity["task"] == "arena":
         from infer.encoder import EncoderClassifier
 
         return EncoderClassifier.load(folder)
+    if method == "encoder":
+        from infer.trained_text_encoder import TextEncoderClassifier
+
+        return TextEncoderClassifier.load(folder)
     if method == "adapter":
         from infer.adapter import AdapterClassifier
 

@@ -36,6 +36,7 @@ _LOADERS = {
     "adapter": ("infer.adapter", "load_adapter_reader"),
     "fitted": ("infer.checkpoint_reader", "load_checkpoint_reader"),
     "encoder": ("infer.text_encoder", "load_text_encoder"),
+    "trained": ("infer.trained_text_encoder", "load_trained_reader"),
     "described": ("infer.embedding_reader", "load_description_reader"),
     "written": ("infer.answer_reader", "load_answer_reader"),
     "asked": ("infer.endpoint_reader", "load_endpoint_reader"),
@@ -47,6 +48,7 @@ _GROUPS = {
     "adapter": ("task.", "question.", "engine."),
     "fitted": ("task.", "question.labels"),
     "encoder": ("task.", "question.labels", "engine.", "model.labels"),
+    "trained": ("task.", "question.labels", "engine."),
     "described": ("task.", "question.labels", "embedding."),
     "written": (
         "method.name", "task.", "question.", "engine.", "generation.max_new_tokens", "generation.instruction",
@@ -78,11 +80,14 @@ class Reader(Protocol):
 def reader_kind(settings: Settings) -> str:
     """Which reader a run needs, the key of _LOADERS: label is a language model as it is, fitted a run's classifiers.
 
-    method=adapter with adapter.use=auto is label while the run has no finished fold.
+    While the run has no finished fold, method=adapter with adapter.use=auto is label, and method=encoder is encoder, a
+    checkpoint as it is; from then on they are adapter and trained.
     """
     method, use = settings.method.name, settings.adapter.use
     if method in ENDPOINT_METHODS and settings.endpoint.url is not None:
         return "asked" if method == "next_token" else "written"
+    if method == "encoder" and finished_checkpoints(Path(settings.run_dir)):
+        return "trained"
     if method != "adapter":
         return _KINDS.get(method, "written" if method in WRITTEN_METHODS else "fitted")
     trained = use == "run" or (use == "auto" and bool(finished_checkpoints(Path(settings.run_dir))))
@@ -123,6 +128,10 @@ def identify(settings: Settings) -> dict[str, Any]:
         from infer.text_encoder import identify_text_encoder
 
         identity["model"] = identify_text_encoder(settings)
+    elif kind == "trained":
+        from infer.trained_text_encoder import identify_trained
+
+        identity["model"] = identify_trained(settings)
     elif kind == "described":
         from infer.classifiers import embedding_of
         from infer.embedding_reader import descriptions_of
@@ -134,7 +143,7 @@ def identify(settings: Settings) -> dict[str, Any]:
         identity["model"] = {"endpoint": settings.endpoint.model}
     elif kind != "fitted":
         identity["model"] = _identify_model(settings)
-    if kind in ("adapter", "fitted"):
+    if kind in ("adapter", "fitted", "trained"):
         identity |= checkpoint_identity(Path(settings.run_dir), list(settings.question.labels))
     return identity
 

@@ -16,32 +16,33 @@ from infer.batching import in_batches
 from infer.label_reader import LabelReading
 from infer.logs import log
 from models.checkpoint import IDENTITY, read_identity
-from models.encoder import refuse_gaps
 from models.fingerprint import fingerprint, model_files
-from models.names import has_safetensors, local_folder, resolve_model
+from models.names import local_folder, resolve_model
 from models.precision import device_and_precision
+from models.reader import load_tokenizer
 from models.settings import Settings
+from models.text_encoder import TextEncoding, TextNetwork, load_text_network, longest_text
 
 BUDGET_TOKENS = {"cpu": 1024}  # of a batch; another device takes what a GPU takes
 GPU_BUDGET_TOKENS = 16_384
-UNBOUNDED = 1_000_000  # tokenizers without a length of their own name a number above it
 
 
 class TextEncoderReader:
     """Rows of text fields in; the softmax of a checkpoint's logits out, summed into our labels.
 
     owners: for each of the checkpoint's C outputs the column of our label, -1 where it is left out. max_tokens: a
-    longer text loses its end. budget_tokens: of a batch; None: by the device.
+    longer text loses its middle; None: what the network takes. budget_tokens: of a batch; None: by the device.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, labels: Sequence[str], owners: Sequence[int], *, precision: str = "auto",
-        max_tokens: int | None = None, budget_tokens: int | None = None, identity: Mapping[str, Any] | None = None,
+        self, model: TextNetwork, tokenizer: Any, labels: Sequence[str], owners: Sequence[int], *,
+        precision: str = "auto", max_tokens: int | None = None, budget_tokens: int | None = None,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.labels, self.owners = tuple(labels), np.asarray(owners)
         self.device, self.precision, self.line = device_and_precision(precision, "engine.precision")
-        self.model, self.tokenizer = model.to(self.device).eval(), tokenizer
-        self.max_tokens = min(max_tokens or UNBOUNDED, longest_input(model, tokenizer))
+        self.model = model.to(self.device).eval()
+        self.encoding = TextEncoding(tokenizer, longest_text(model, tokenizer, max_tokens))
         self.budget_tokens = budget_tokens or BUDGET_TOKENS.get(self.device, GPU_BUDGET_TOKENS)
         self.identity = dict(identity or {})
 
@@ -49,9 +50,7 @@ class TextEncoderReader:
         self, rows: Sequence[Mapping[str, str]], *, names: Sequence[str] = (), progress: bool = False
     ) -> LabelReading:
         """The labels' log-probabilities; a row whose logits are not finite is NaN."""
-        texts = ["\n".join(row.values()) for row in rows]
-        whole = self.tokenizer(texts, verbose=False)["input_ids"] if texts else []
-        ids = self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"] if texts else []
+        ids, cut_share = self.encoding.encode(["\n".join(row.values()) for row in rows])
         lengths = np.array([len(one) for one in ids], dtype=np.int64)
         log_probs = np.full((len(rows), len(self.labels)), np.nan)
 
@@ -63,17 +62,21 @@ class TextEncoderReader:
 
         order = np.argsort(-lengths, kind="stable")
         self.budget_tokens = in_batches(work, order, lengths, self.budget_tokens, progress=progress, name=name)
-        cut = [1 - len(short) / len(long) for short, long in zip(ids, whole, strict=True)]
-        return LabelReading(log_probs, np.array(cut, dtype=np.float64))
+        return LabelReading(log_probs, cut_share)
 
-    def _logits(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
-        """(B, C) float64."""
+    def said(self) -> str:
+        """The network, its device and what it takes, for the log."""
+        return f"{type(self.model.encoder).__name__}, {self.line}, texts of {self.encoding.max_tokens} tokens"
+
+    def _logits(self, ids: Sequence[np.ndarray]) -> np.ndarray:
+        """(B, C) float64. In evaluation mode, also while the network is being trained."""
         import torch
 
-        inputs = self.tokenizer.pad({"input_ids": list(ids)}, padding_side="right", return_tensors="pt").to(self.device)
+        self.model.eval()
+        inputs = {name: tensor.to(self.device) for name, tensor in self.encoding.batch(ids).items()}
         half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.precision)
         with torch.inference_mode(), torch.autocast(self.device, dtype=half, enabled=half is not None):
-            logits: np.ndarray = self.model(**inputs).logits.double().cpu().numpy()
+            logits: np.ndarray = self.model(**inputs).double().cpu().numpy()
         return logits
 
     def _summed(self, logits: np.ndarray) -> np.ndarray:
@@ -87,19 +90,14 @@ class TextEncoderReader:
 
 def load_text_encoder(settings: Settings) -> TextEncoderReader:
     """The checkpoint of model.name. Raises ValueError where its labels are not ours or its head would be random."""
-    from transformers import AutoTokenizer
-
     source, labels = resolve_model(settings.model.name), list(settings.question.labels)
     owners = owners_of(source, labels, settings.encoder.labels)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     engine = settings.engine
     reader = TextEncoderReader(
-        load_network(source), tokenizer, labels, owners, precision=engine.precision, max_tokens=engine.max_tokens,
-        budget_tokens=engine.budget_tokens, identity=identify_text_encoder(settings),
+        load_text_network(source), load_tokenizer(source, newlines=False), labels, owners, precision=engine.precision,
+        max_tokens=engine.max_tokens, budget_tokens=engine.budget_tokens, identity=identify_text_encoder(settings),
     )  # fmt: skip
-    log.info(
-        f"{settings.model.name}: {type(reader.model).__name__}, {reader.line}, texts of {reader.max_tokens} tokens"
-    )
+    log.info(f"{settings.model.name}: {reader.said()}")
     return reader
 
 
@@ -133,35 +131,7 @@ def owners_of(source: str, labels: Sequence[str], given: Mapping[str, Any] | Non
     if set(mapped) != set(theirs) or unknown or missing:
         raise ValueError(
             f"{source} has the labels {', '.join(theirs)}, and question.labels are {', '.join(labels)}: give each of "
-            f"the former one of the latter, or null: 'model.labels={{{theirs[0]}: {labels[0]}, ...}}'."
+            f"the former one of the latter, or null: 'model.labels={{{theirs[0]}: {labels[0]}, ...}}'. Or teach it the "
+            "latter first: python -m train with the same arguments."
         )
     return [-1 if mapped[name] is None else list(labels).index(mapped[name]) for name in theirs]
-
-
-def load_network(source: str) -> Any:
-    """The sequence-classification network in float32, head and all. Raises ValueError where weights are missing."""
-    import torch
-    from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging as transformers_logging
-
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        network, report = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True if has_safetensors(source) else None,
-            trust_remote_code=False, output_loading_info=True,
-        )  # fmt: skip
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    refuse_gaps(source, report, whole=True)
-    return network
-
-
-def longest_input(model: Any, tokenizer: Any) -> int:
-    """Tokens that network and tokenizer take; RoBERTa and its kin number positions from padding_idx + 1."""
-    found = [tokenizer.model_max_length] if tokenizer.model_max_length < UNBOUNDED else []
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and hasattr(module, "num_embeddings"):
-            found.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
-    return int(min(found, default=512))

@@ -107,7 +107,7 @@ def trained_on(settings: Settings) -> bool:
     import yaml
 
     config = Path(settings.run_dir) / "config.yaml"
-    if reader_kind(settings) not in ("adapter", "fitted") or not config.is_file():
+    if reader_kind(settings) not in ("adapter", "fitted", "trained") or not config.is_file():
         return False
     task = yaml.safe_load(config.read_text(encoding="utf-8")).get("task", {})
     learnt = Path(task.get("train_csv") or task.get("input_csv") or "")

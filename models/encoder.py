@@ -1,4 +1,4 @@
-"""An encoder that reads a pair of answers: label logits out of token ids.
+"""An encoder that reads a pair of answers: label logits out of token ids; how any encoder is loaded and frozen.
 
 Two heads over one ordinary sequence-classification network of three outputs:
 
@@ -19,11 +19,14 @@ Knows token ids and tensors, never text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models.tasks.arena import LABELS
 
 
 class SiameseHead(nn.Module):
@@ -61,9 +64,8 @@ class SiameseHead(nn.Module):
         outputs: (2B, 3), answers A and B of a row in turn. hidden: (2B, T, H), the last layer's. answer_mask: (2B, T),
         1 at the answer's tokens. odd: (B, pair_size). even: (B, even_size).
         """
-        weight = answer_mask.unsqueeze(-1).to(hidden.dtype)
-        mean = (hidden * weight).sum(1) / weight.sum(1)  # (2B, T, H) -> (2B, H); the separator keeps the sum above 0
-        readings = (outputs + self.mean(mean)).float()
+        # The separator keeps the mask from being empty.
+        readings = (outputs + self.mean(masked_mean(hidden, answer_mask))).float()
         first, second = readings.unflatten(0, (-1, 2)).unbind(1)  # (2B, 3) -> two of (B, 3)
         difference = (first[:, 0] - first[:, 1]) - (second[:, 0] - second[:, 1])
         tie = first[:, 2] + second[:, 2]
@@ -110,12 +112,20 @@ class PairClassifier(nn.Module):
         return self.siamese(outputs.logits, outputs.hidden_states[-1], token_type_ids, odd, even)
 
 
-def load_encoder(
-    source: str, *, dropout: float | None = None, vocab_size: int | None = None, whole: bool = False
-) -> nn.Module:
-    """A sequence-classification network with three outputs named after the labels, weights in float32.
+def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """(B, H): the mean of hidden (B, T, H) where mask (B, T) is 1, which it must be somewhere in each row."""
+    weight = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weight).sum(1) / weight.sum(1)  # (B, T, H) -> (B, H)
 
-    source: a folder or hub name from `resolve_model`. dropout: overrides every dropout of the config.
+
+def load_encoder(
+    source: str, *, labels: Sequence[str] | None = LABELS, dropout: float | None = None, vocab_size: int | None = None,
+    whole: bool = False,
+) -> nn.Module:  # fmt: skip
+    """A sequence-classification network with an output for each label, named after it, weights in float32.
+
+    source: a folder or hub name from `resolve_model`. labels: None keeps the outputs of the file.
+    dropout: overrides every dropout of the config.
     vocab_size: grows the embedding where the tokenizer has more tokens than it has rows (never shrinks it).
     whole: the head must be in the file too, as in a checkpoint of ours.
     Raises ValueError where weights below the head are missing: they would be random, without a word.
@@ -124,13 +134,13 @@ def load_encoder(
     from transformers.utils import logging as transformers_logging
 
     from models.names import has_safetensors
-    from models.tasks.arena import LABELS
 
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    config.num_labels = len(LABELS)
-    config.id2label = dict(enumerate(LABELS))
-    config.label2id = {label: index for index, label in enumerate(LABELS)}
-    config.problem_type = "single_label_classification"
+    if labels is not None:
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+        config.problem_type = "single_label_classification"
     if dropout is not None:
         for key in [key for key in vars(config) if "dropout" in key and isinstance(getattr(config, key), float)]:
             setattr(config, key, dropout)
@@ -169,17 +179,23 @@ def refuse_gaps(source: str, report: dict[str, Any], whole: bool) -> None:
         )
 
 
-def check_budget(encoder: nn.Module, budget_tokens: int, name: str) -> None:
-    """Refuse a budget longer than the network has positions for (DeBERTa's are relative: any length goes)."""
-    for module_name, module in encoder.named_modules():
-        if module_name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+def check_budget(encoder: nn.Module, budget_tokens: int, name: str, key: str = "task.budget_tokens") -> None:
+    """Refuse a budget longer than the network has positions for. key: the setting that asks for it."""
+    most = positions(encoder)
+    if most is not None and budget_tokens > most:
+        raise ValueError(
+            f"{key}={budget_tokens}, but {name} has {most} positions. "
+            f"Set {key}={most} or less, or choose a model of relative positions."
+        )
+
+
+def positions(encoder: nn.Module) -> int | None:
+    """Tokens that a network has positions for; None where they are relative, as DeBERTa's: any length goes."""
+    for name, module in encoder.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             # RoBERTa and its kin number positions from padding_idx + 1.
-            positions = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-            if budget_tokens > positions:
-                raise ValueError(
-                    f"task.budget_tokens={budget_tokens}, but {name} has {positions} positions. "
-                    f"Set task.budget_tokens={positions} or less, or choose a model of relative positions."
-                )
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
 
 
 def freeze_lowest(encoder: nn.Module, layers: int) -> int:

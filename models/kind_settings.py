@@ -12,6 +12,7 @@ from typing import Any
 from models.choices import one_of, within
 
 HEADS = ("joint", "siamese")
+TEXT_POOLINGS = ("own", "mean")
 QUANTIZATIONS = ("none", "nf4")
 AUTO = "auto"
 
@@ -94,7 +95,8 @@ class ModelSettings:
 class EncoderModel(ModelSettings):
     """A network with a head of one output per label, to be fine-tuned."""
 
-    head: str
+    head: str  # of pairs of answers
+    pooling: str  # of texts: own is the network's own head; mean also reads the mean over the tokens
     dropout: float | None  # None keeps the model's own
     pair_features: bool  # siamese: the structural features stand beside the text
     frozen_layers: int  # 0: all train; n >= 1: the embeddings and the lowest n - 1 layers stay
@@ -102,6 +104,7 @@ class EncoderModel(ModelSettings):
 
     def __post_init__(self) -> None:
         one_of("model.head", self.head, HEADS)
+        one_of("model.pooling", self.pooling, TEXT_POOLINGS)
         if self.dropout is not None:
             within("model.dropout", self.dropout, 0.0, 0.9)
         if self.pair_features and self.head != "siamese":

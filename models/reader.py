@@ -109,8 +109,11 @@ def row_tokens(fields: TokenFields) -> int:
     return sum(len(turn) for turns in (fields.prompt, fields.answer_a, fields.answer_b) for turn in turns)
 
 
-def load_tokenizer(source: str | Path) -> Any:
-    """The tokenizer of a folder or hub name, with newlines kept. Raises ValueError for a stub, see check_tokenizer."""
+def load_tokenizer(source: str | Path, *, newlines: bool = True) -> Any:
+    """The tokenizer of a folder or hub name. Raises ValueError for a stub, see check_tokenizer.
+
+    newlines: they get a token of their own where they have none; without it the tokenizer is the checkpoint's own.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
     from models.tasks.tokens import check_tokenizer, keep_newlines, restore_nfkc
@@ -118,7 +121,8 @@ def load_tokenizer(source: str | Path) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     check_tokenizer(tokenizer, AutoConfig.from_pretrained(source, trust_remote_code=False).vocab_size)
     restore_nfkc(tokenizer)
-    keep_newlines(tokenizer)
+    if newlines:
+        keep_newlines(tokenizer)
     return tokenizer
 
 

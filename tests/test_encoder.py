@@ -135,7 +135,7 @@ def test_a_checkpoint_of_something_else_is_refused(tiny_encoder: str, tmp_path: 
     path = tmp_path / "tiebreak.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=said):
-        load_classifier(tmp_path)
+        load_classifier(tmp_path, task="arena")
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

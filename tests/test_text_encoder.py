@@ -12,7 +12,9 @@ import pytest
 from conftest import compose
 
 from infer.run import run
-from infer.text_encoder import TextEncoderReader, load_network, longest_input, owners_of
+from infer.text_encoder import TextEncoderReader, owners_of
+from models.reader import load_tokenizer
+from models.text_encoder import TextEncoding, load_text_network, longest_text
 
 TEXTS = ["the film was good", "bad", "a dull plot and a bad scene which do you like or is the review fine"]
 
@@ -46,9 +48,8 @@ def raw_shares(folder: Path, texts: list[str]) -> np.ndarray:
 def reader_of(folder: Path, owners: list[int], labels: tuple[str, ...], **settings) -> TextEncoderReader:
     from transformers import AutoTokenizer
 
-    return TextEncoderReader(
-        load_network(str(folder)), AutoTokenizer.from_pretrained(folder), labels, owners, precision="fp32", **settings
-    )
+    network, tokenizer = load_text_network(str(folder)), AutoTokenizer.from_pretrained(folder)
+    return TextEncoderReader(network, tokenizer, labels, owners, precision="fp32", **settings)
 
 
 def test_batches_give_the_softmax_of_each_text_alone(sentiment: Path) -> None:
@@ -72,12 +73,36 @@ def test_two_of_its_labels_may_be_one_of_ours(sentiment: Path) -> None:
 
 
 def test_a_long_text_is_cut_and_says_how_much(sentiment: Path) -> None:
-    reader = reader_of(sentiment, [0, 1, 2], ("NEG", "NEU", "POS"), max_tokens=8)
+    reader = reader_of(sentiment, [0, 1, 2], ("NEG", "NEU", "POS"), max_tokens=14)
     reading = reader.read([{"text": TEXTS[1]}, {"text": TEXTS[2]}])
-    whole = len(reader.tokenizer(TEXTS[2])["input_ids"])
-    np.testing.assert_allclose(reading.cut_share, [0, 1 - 8 / whole])
-    assert longest_input(reader.model, reader.tokenizer) == 256
+    np.testing.assert_allclose(reading.cut_share, [0, 7 / 16])
+    tokenizer = reader.encoding.tokenizer
+    shown = tokenizer.decode(reader.encoding.encode([TEXTS[2]])[0][0])
+    assert shown == "a dull plot and a [ . . . ] is the review fine", "a text loses its middle"
+    assert longest_text(reader.model, tokenizer) == longest_text(reader.model, tokenizer, 10_000) == 256
     assert reader.read([]).log_probs.shape == (0, 3)
+
+
+def test_a_control_token_spelt_in_a_text_is_text(minilm: str) -> None:
+    encoding = TextEncoding(load_tokenizer(minilm, newlines=False), 32)
+    (ids, plain), _ = encoding.encode(["good [SEP] film", "good film"])
+    marks = encoding.tokenizer.cls_token_id, encoding.tokenizer.sep_token_id
+    assert (ids[0], ids[-1]) == marks and not set(ids[1:-1].tolist()) & set(marks)
+    assert plain.tolist() == encoding.tokenizer("good film")["input_ids"]
+
+
+def test_a_network_of_relative_positions_takes_what_is_asked_for() -> None:
+    from types import SimpleNamespace
+
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+    shape = {"vocab_size": 50, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "intermediate_size": 8, "relative_attention": True,
+             "position_biased_input": False, "pos_att_type": ["c2p", "p2c"]}  # fmt: skip
+    network = DebertaV2ForSequenceClassification(DebertaV2Config(**shape))
+    tokenizer = SimpleNamespace(model_max_length=int(1e30))
+    assert longest_text(network, tokenizer, 2048) == 2048
+    assert longest_text(network, tokenizer) == 512
 
 
 def test_the_mapping_must_name_every_label_on_both_sides(sentiment: Path) -> None:
@@ -104,7 +129,7 @@ def test_checkpoints_that_give_no_softmax_or_read_pairs_are_refused(sentiment: P
 def test_a_checkpoint_without_a_head_is_refused(minilm: str) -> None:
     """Its head would be random, without a word."""
     with pytest.raises(ValueError, match="lack 2 of the network's tensors"):
-        load_network(minilm)
+        load_text_network(minilm)
 
 
 def test_a_table_is_read_by_a_checkpoint_as_it_is(sentiment: Path, tmp_path: Path) -> None:
@@ -125,10 +150,3 @@ def test_a_table_is_read_by_a_checkpoint_as_it_is(sentiment: Path, tmp_path: Pat
     run(settings())  # finished already
     with pytest.raises(ValueError, match=r"they differ in model.labels"):
         run(settings("model.labels={NEG: negative, NEU: negative, POS: positive}"))
-
-
-def test_training_an_encoder_on_texts_is_refused_before_anything_is_read() -> None:
-    from train.cli import _refuse_untrained
-
-    with pytest.raises(ValueError, match=r"python -m infer \+experiment=reviews_soft"):
-        _refuse_untrained(compose("+experiment=reviews_soft", "model=minilm", "method=encoder"))

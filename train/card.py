@@ -74,6 +74,8 @@ def _purpose(settings: Settings) -> str:
 
 
 def _encoder_reading(settings: Settings) -> str:
+    if settings.task.name != "arena":
+        return _text_reading(settings)
     opened = (
         f"Base {settings.model.name}, {settings.encoder.head} head, {settings.arena.budget_tokens} tokens. "
         "`AutoModelForSequenceClassification.from_pretrained` opens it; `python -m infer` reads pairs with it.\n"
@@ -84,6 +86,16 @@ def _encoder_reading(settings: Settings) -> str:
         "The network reads the prompt with one answer; tiebreak.json and pair_head.safetensors say how two readings "
         "become the label probabilities.\n"
     )
+
+
+def _text_reading(settings: Settings) -> str:
+    opened = (
+        f"Base {settings.model.name}. `AutoModelForSequenceClassification.from_pretrained` opens it; `python -m infer` "
+        "reads texts with it.\n"
+    )
+    if settings.encoder.pooling == "own":
+        return opened
+    return opened + "The logits also have a part that is linear in the mean over the tokens: text_head.safetensors.\n"
 
 
 def _adapter_reading(settings: Settings) -> str:

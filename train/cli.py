@@ -39,9 +39,5 @@ def _refuse_untrained(settings: Settings) -> None:
     command = f"python -m infer +experiment={settings.name}"
     if settings.method.name == "blend":
         raise ValueError(f"A blend joins finished runs and trains nothing: {command} ...")
-    if settings.method.name == "encoder" and settings.task.name != "arena":
-        raise ValueError(
-            f"method=encoder learns from pairs of answers only; on texts a checkpoint is read as it is: {command}"
-        )
     if settings.method.name in UNTRAINED_METHODS:
         raise ValueError(f"{settings.name} is read from a model as it is, not trained: {command}")

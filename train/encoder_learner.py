@@ -18,7 +18,7 @@ from models.encoder import check_budget, freeze_lowest, load_encoder
 from models.names import resolve_model
 from models.reader import FeatureScale, load_tokenizer, make_reader
 from models.settings import Settings
-from models.tasks.arena import ArenaRow
+from models.tasks.arena import LABELS, ArenaRow
 from models.tasks.arena_features import features
 from models.tasks.tokens import cached_fields
 
@@ -92,12 +92,20 @@ def build_network(settings: Settings, tokenizer: Any, scale: Any) -> Any:
 
     Raises FileNotFoundError for a model that is not there, ValueError for a budget past its positions.
     """
+    encoder = load_trainable(settings, tokenizer, LABELS)
+    check_budget(encoder, settings.arena.budget_tokens, settings.model.name)
+    return build_model(encoder, settings.encoder.head, scale)
+
+
+def load_trainable(settings: Settings, tokenizer: Any, labels: Sequence[str]) -> Any:
+    """The encoder of a run with a head for these labels, as its settings have it trained: dropout, frozen layers."""
     wanted = settings.encoder
-    encoder: Any = load_encoder(resolve_model(wanted.name), dropout=wanted.dropout, vocab_size=len(tokenizer))
-    check_budget(encoder, settings.arena.budget_tokens, wanted.name)
+    encoder: Any = load_encoder(
+        resolve_model(wanted.name), labels=labels, dropout=wanted.dropout, vocab_size=len(tokenizer)
+    )
     freeze_lowest(encoder, wanted.frozen_layers)
     if settings.trainer.activation_checkpointing:
         # The older name is deprecated from transformers 5.2x on, the newer one missing before.
         enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
         enable()
-    return build_model(encoder, wanted.head, scale)
+    return encoder

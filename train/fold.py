@@ -112,11 +112,11 @@ def predict_heldout(
     settings: Settings, classifier: Any, data: FoldData, held: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What Learner.predict gives, for the rows `held` by a saved checkpoint: the code of the submission."""
-    if settings.method.name == "encoder":
+    if settings.method.name == "encoder" and settings.task.name == "arena":
         from train.encoder_learner import predict_rows
 
         return predict_rows(classifier, data.prepared.fields, data.prepared.matrix, held, settings.trainer)
-    if settings.method.name == "adapter":
+    if settings.method.name in TRAINED:
         found: tuple[np.ndarray, np.ndarray, np.ndarray] = classifier.predict(data.texts(held))
         return found
     nothing = np.zeros(len(held), dtype=np.float32)

@@ -45,7 +45,7 @@ class Learner(Protocol):
 
 def prepare(settings: Settings, data: FoldData, folder: Path, main: bool) -> None:
     """Do once what all folds share, in every process: tokens of the rows, into data.prepared."""
-    if settings.method.name == "encoder":
+    if settings.method.name == "encoder" and settings.task.name == "arena":
         from train.encoder_learner import prepare_rows
 
         data.prepared = prepare_rows(settings, data.rows.rows, folder, main)
@@ -56,10 +56,14 @@ def make_learner(settings: Settings, data: FoldData, training: np.ndarray, *, se
 
     Raises what its network's loading raises.
     """
-    if settings.method.name == "encoder":
+    if settings.method.name == "encoder" and settings.task.name == "arena":
         from train.encoder_learner import EncoderLearner
 
         return EncoderLearner(settings, data.prepared, training)
+    if settings.method.name == "encoder":
+        from train.text_encoder_learner import TextEncoderLearner
+
+        return TextEncoderLearner(settings, data)
     from train.adapter_learner import make_adapter_learner
 
     learner: Learner = make_adapter_learner(settings, data, training, seed=seed)

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from models.engine_settings import row_fields
+from infer.readers import asked_fields
 from models.settings import Settings
 from models.tasks.arena import LABELS, SWAP, ArenaRow, read_rows, write_bad_rows
 from models.tasks.groups import equal_groups, normalise_prompt, prompt_groups
-from models.tasks.text import TEXT_FIELD
 
 log = logging.getLogger("tiebreak")
 
@@ -91,8 +90,7 @@ def _texts(settings: Settings) -> LabelledRows:
     from models.tasks.labelled import read_labelled
 
     task, labels = settings.text, tuple(settings.question.labels)
-    fields = row_fields(settings.question.prompt) if settings.question.prompt else (TEXT_FIELD,)
-    found = read_labelled(task, labels, fields=fields)
+    found = read_labelled(task, labels, fields=asked_fields(settings))  # the very texts that python -m infer reads
     # A row may have shares and no label of its own: its likeliest stands for it.
     index = np.array(
         [labels.index(row.label) if row.label else int(target.argmax())
