@@ -43,12 +43,13 @@ class Engine:
 
     vocab_size: ids from here on are padding of the head, no tokens: they take no probability. None: all rows count.
     budget_tokens: tokens of a batch, padding included; halved for good when memory runs out.
-    prefix, sort, tree, head, trim: the ideas by which it is fast; each can be switched off to measure what it is worth.
+    prefix, sort, tree, head, trim, apart: the ideas by which it is fast; each can be switched off to measure what it
+    is worth.
     """
 
     def __init__(
         self, model: Any, *, vocab_size: int | None = None, budget_tokens: int | None = None, prefix: bool = True,
-        sort: bool = True, tree: bool = True, head: bool = True, trim: bool = True,
+        sort: bool = True, tree: bool = True, head: bool = True, trim: bool = True, apart: bool = True,
     ) -> None:  # fmt: skip
         self.model = bare_network(model)
         weight = self.model.get_input_embeddings().weight
@@ -56,7 +57,8 @@ class Engine:
         self.dtype = weight.dtype
         self.vocab_size = vocab_size
         self.budget_tokens = budget_tokens or BUDGET_TOKENS[self.kind]
-        self.prefix, self.sort, self.tree, self.head, self.trim = prefix, sort, tree, head, trim
+        self.prefix, self.sort, self.tree, self.head = prefix, sort, tree, head
+        self.trim, self.apart = trim, apart
         self.seq2seq = bool(self.model.config.is_encoder_decoder)
 
     def read(
@@ -163,7 +165,9 @@ class Engine:
         shared = common_prefix(prompts) if self.prefix and len(prompts) > 1 else 0
         shared = shared if shared >= LEAST_PREFIX else 0
         forked = self.tree and tree.fed > 0
-        plan = causal_plan(self.model, longest, tree.fed, tree=forked, prefix=bool(shared), trim=self.trim)
+        plan = causal_plan(
+            self.model, longest, tree.fed, tree=forked, prefix=bool(shared), trim=self.trim, apart=self.apart
+        )
         prefix = plan.share(self.model, longest[:shared]) if shared and plan.prefix else None
         return plan.make(self.model, tree, prefix, narrow=self.head), 0 if prefix is None else len(prefix)
 

@@ -20,7 +20,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from infer.batching import is_out_of_memory
 from infer.passes import SharedPrefix
-from infer.plans import PROBE_LENGTHS, PROBE_PREFIX, agree, looks_back, probe_prompts
+from infer.plans import PROBE_PREFIX, probe_prompts
+from models.mask_checks import PROBE_LENGTHS, agree, looks_back
 from models.narrow_head import only_rows
 
 _taken: weakref.WeakKeyDictionary[Any, dict[Any, bool]] = weakref.WeakKeyDictionary()
@@ -33,7 +34,7 @@ class GrowingRows(Protocol):
         """(B, V) logits of the next token of each row, in the model's dtype."""
 
     def go_on(self, keep: Sequence[int], tokens: Sequence[int]) -> None:
-        """Only the rows at these places stay, each with one token more."""
+        """The rows at these places stay, each with one token more; one that stands twice goes on in two ways."""
 
 
 class RowsAnew:
@@ -87,7 +88,7 @@ class KeptRows:
         return out.logits[:, -1]
 
     def go_on(self, keep: Sequence[int], tokens: Sequence[int]) -> None:
-        if len(keep) < len(self.ids):
+        if list(keep) != list(range(len(self.ids))):
             places = torch.tensor(keep, device=self.device)
             self.cache.batch_select_indices(places)
             self.seen, self.places = self.seen[places], self.places[places]

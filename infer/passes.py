@@ -11,8 +11,8 @@ the head is chosen here, by a hook that hands it the hidden states of the nodes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from infer.last_block import LastBlock, only_read
+from infer.prefix_attention import attending_apart
 from models import narrow_head
 from models.answer_tree import AnswerTree
 
@@ -40,8 +41,8 @@ class SharedPrefix:
     Raises TypeError where the model keeps anything but plain keys and values per layer (recurrent states).
     """
 
-    def __init__(self, model: Any, ids: np.ndarray, *, last: LastBlock | None = None) -> None:
-        self.ids = np.asarray(ids, dtype=np.int64)
+    def __init__(self, model: Any, ids: np.ndarray, *, last: LastBlock | None = None, apart: bool = False) -> None:
+        self.ids, self.apart = np.asarray(ids, dtype=np.int64), apart
         cache = DynamicCache()  # without the config: full layers, also where the model's own would forget
         inputs = torch.as_tensor(self.ids, device=model.get_input_embeddings().weight.device)[None]
         row, column = torch.zeros(1, 1, dtype=torch.long), torch.full((1, 1), len(ids) - 1)  # nothing is read: one is
@@ -51,13 +52,22 @@ class SharedPrefix:
         if not layers or any(type(layer) is not DynamicLayer or layer.get_seq_length() != len(ids) for layer in layers):
             raise TypeError(f"{type(model).__name__} keeps more than keys and values of the {len(ids)} prefix tokens")
         self.layers = [(layer.keys, layer.values) for layer in layers]
+        # The last block's few queries are cheap over all keys in one piece, and only so can they be told from the rest.
+        self.whole = (len(layers) - 1,) if last is not None and last.queries else ()
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def cache(self) -> Cache:
         """A cache of any number of rows that all begin with the prefix; usable for one forward pass after another."""
-        return Cache(layers=[_PrefixLayer(keys, values) for keys, values in self.layers])
+        kinds = [_ApartLayer if self.apart and at not in self.whole else _PrefixLayer for at in range(len(self.layers))]
+        return Cache(layers=[kind(keys, values) for kind, (keys, values) in zip(kinds, self.layers, strict=True)])
+
+    @contextmanager
+    def attended(self, model: Any) -> Iterator[Cache]:
+        """A cache for one forward pass inside, and the attention that goes with it."""
+        with attending_apart(model, self.layers) if self.apart else nullcontext():
+            yield self.cache()
 
 
 class _PrefixLayer(DynamicLayer):
@@ -78,14 +88,27 @@ class _PrefixLayer(DynamicLayer):
         return keys, values
 
 
+class _ApartLayer(_PrefixLayer):
+    """One layer's prefix that the attention finds by itself: it is handed what is added alone."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return key_states, value_states
+
+
 def read_logits(
     model: Any, rows: torch.Tensor, columns: torch.Tensor, *, narrow: bool = True, last: LastBlock | None = None,
-    **inputs: Any,
+    prefix: SharedPrefix | None = None, **inputs: Any,
 ) -> Any:  # fmt: skip
-    """models.narrow_head.read_logits; last: what of the last block runs on the read positions only."""
+    """models.narrow_head.read_logits behind a prefix; last: what of the last block runs on the read positions only."""
     shape = tuple(inputs["input_ids"].shape)
-    with nullcontext() if last is None else only_read(model, last, rows, columns, shape):
-        return narrow_head.read_logits(model, rows, columns, narrow=narrow, **inputs)
+    with ExitStack() as stack:
+        if last is not None:
+            stack.enter_context(only_read(model, last, rows, columns, shape))
+        if prefix is not None:
+            inputs["past_key_values"] = stack.enter_context(prefix.attended(model))
+        return narrow_head.read_logits(model, rows, columns, narrow=narrow, use_cache=prefix is not None, **inputs)
 
 
 class TreePass:
@@ -129,13 +152,16 @@ class TreePass:
             input_ids=ids.to(self.device),
             attention_mask=self._masks(lengths, longest, positions),
             position_ids=positions.to(self.device),
-            past_key_values=None if self.prefix is None else self.prefix.cache(),
-            use_cache=self.prefix is not None,
+            prefix=self.prefix,
         )
 
     def _masks(self, lengths: torch.Tensor, longest: int, positions: torch.Tensor) -> Any:
-        """Additive (B, 1, T, P + T) masks; a float mask serves sdpa and eager attention alike."""
-        rows, nodes, before = len(lengths), self.tree.fed, self.before
+        """Additive (B, 1, T, P + T) masks; a float mask serves sdpa and eager attention alike.
+
+        (B, 1, T, T) where attention looks at the prefix by itself.
+        """
+        rows, nodes = len(lengths), self.tree.fed
+        before = 0 if self.prefix is not None and self.prefix.apart else self.before
         total = longest + nodes
         seen = torch.zeros(rows, total, before + total, dtype=torch.bool)
         seen[:, :, :before] = True
@@ -183,11 +209,11 @@ class ChainPass:
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         chain, depth = (torch.tensor(part) for part in zip(*self.seen_at, strict=True))
         rows = torch.arange(len(prompts))[:, None] * len(self.chains) + chain
-        inputs: dict[str, Any] = {"input_ids": ids.to(self.device), "use_cache": False}
-        if self.prefix is not None:
-            inputs |= {"past_key_values": self.prefix.cache(), "use_cache": True}
         columns = lengths[:, None] - 1 + depth
-        return read_logits(self.model, rows, columns, narrow=self.narrow, last=self.last, **inputs)
+        return read_logits(
+            self.model, rows, columns, narrow=self.narrow, last=self.last, prefix=self.prefix,
+            input_ids=ids.to(self.device),
+        )  # fmt: skip
 
 
 def first_visits(chains: list[list[int]], fed: int) -> list[tuple[int, int]]:

@@ -18,20 +18,11 @@ from infer.decoder_passes import DecoderPass, ForestPass
 from infer.last_block import LastBlock
 from infer.last_block_search import find_last_block
 from infer.passes import ChainPass, Pass, SharedPrefix, TreePass, padded
+from infer.prefix_attention import can_attend_apart
 from models.answer_tree import AnswerTree, build_tree
+from models.mask_checks import PROBE_LENGTHS, agree, gap, looks_back, rounding_of, takes_masks
 
-PROBE_LENGTHS = (12, 9)  # different, so that padding is part of the check
 PROBE_PREFIX = 4
-# Mean difference of log-probabilities, in nats, that rounding explains: 1e-6 and 0.01 were measured, a wrong mask is
-# off by 0.1 and more.
-ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-6}
-HALF_ROUNDING = 0.05
-# What configs call the number of tokens a layer looks back; the first is the one our masks imitate.
-WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window", "local_attention_window")
-
-# Layers that a tree mask reaches. Others chunk, pool or carry states by a token's place in the row, which the check on
-# two lengths may not show.
-MASKED_LAYERS = {"full_attention", "sliding_attention"}
 
 _settled: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
@@ -42,7 +33,7 @@ class Plan:
 
     prefix: shared keys and values. window: of the masks, None where nothing is hidden. by_layer: masks for each kind
     of layer {name: windowed?}, None where one serves all. last: what of the last block runs on what is read only, None
-    where it all runs on all tokens.
+    where it all runs on all tokens. apart: attention looks at the prefix by itself, once for all rows.
     """
 
     tree: bool
@@ -50,10 +41,11 @@ class Plan:
     window: int | None = None
     by_layer: tuple[tuple[str, bool], ...] | None = None
     last: LastBlock | None = None
+    apart: bool = False
 
     def share(self, model: Any, ids: np.ndarray) -> SharedPrefix:
         """The prefix that the pass stands behind."""
-        return SharedPrefix(model, ids, last=self.last)
+        return SharedPrefix(model, ids, last=self.last, apart=self.apart)
 
     def make(self, model: Any, tree: AnswerTree, prefix: SharedPrefix | None, *, narrow: bool = True) -> Pass:
         """The pass itself."""
@@ -63,23 +55,25 @@ class Plan:
         return TreePass(model, tree, prefix, narrow=narrow, last=self.last, window=self.window, layer_types=kinds)
 
 
-def causal_plan(model: Any, longest: np.ndarray, fed: int, *, tree: bool, prefix: bool, trim: bool = True) -> Plan:
+def causal_plan(
+    model: Any, longest: np.ndarray, fed: int, *, tree: bool, prefix: bool, trim: bool = True, apart: bool = True
+) -> Plan:
     """The fastest plan that is right for prompts up to `longest`, with `fed` tokens of a tree behind them.
 
-    tree, prefix, trim (the last block to what is read): whether they would be of use. Where the longest exceeds what a
-    layer looks back, the check runs on a prompt of its length; else on a dozen tokens.
+    tree, prefix, trim (the last block to what is read), apart (the prefix in attention): whether they would be of use.
+    Where the longest exceeds what a layer looks back, the check runs on a prompt of its length; else on a dozen tokens.
     """
-    tree = tree and set(_layer_kinds(model.config)) <= MASKED_LAYERS
+    tree = tree and takes_masks(model.config)
     reach, windows = looks_back(model.config)
     beyond = len(longest) + fed > reach
     if beyond:
         longest = np.resize(longest, max(len(longest), int(reach) + PROBE_LENGTHS[0]))
     # A check beyond the window holds for lengths up to the next power of two, and for one way to compute attention.
-    key = (tree, prefix, trim, beyond and len(longest).bit_length(), *_state(model))
+    key = (tree, prefix, trim, apart, beyond and len(longest).bit_length(), *_state(model))
     settled = _settled.setdefault(model, {})
     if key not in settled:
         candidates = _candidates(tree, prefix, windows if beyond else [(None, None)])
-        settled[key] = _settle(model, longest, candidates, tree=tree, trim=trim, beyond=beyond)
+        settled[key] = _settle(model, longest, candidates, tree=tree, trim=trim, apart=apart, beyond=beyond)
     found: Plan = settled[key]
     return found
 
@@ -107,8 +101,8 @@ def check_causal(model: Any, longest: np.ndarray) -> None:
         alone, followed = (ChainPass(model, build_tree([path])).logits(probes[:1]) for path in ((a,), (a, b)))
         # Of the logits' size, since to refuse is worse than to be slow. What is not finite (an overflow) says nothing:
         # only a difference refuses.
-        rounding = ROUNDING.get(_dtype(model), HALF_ROUNDING) * alone.float().log_softmax(-1).abs().mean()
-        settled["causal"] = not _gap(followed[:, :1], alone).mean() > rounding
+        rounding = rounding_of(_dtype(model)) * alone.float().log_softmax(-1).abs().mean()
+        settled["causal"] = not gap(followed[:, :1], alone).mean() > rounding
     if not settled["causal"]:
         raise ValueError(
             f"{type(model).__name__} says something else of the next token once more tokens follow, expected a causal "
@@ -154,7 +148,9 @@ def _candidates(tree: bool, prefix: bool, windows: list[tuple[int | None, Any]])
     return [*trees, *([Plan(False, True)] if prefix else [])]
 
 
-def _settle(model: Any, longest: np.ndarray, candidates: list[Plan], *, tree: bool, trim: bool, beyond: bool) -> Plan:
+def _settle(
+    model: Any, longest: np.ndarray, candidates: list[Plan], *, tree: bool, trim: bool, apart: bool, beyond: bool
+) -> Plan:
     lengths = (len(longest), len(longest) - 3) if beyond else PROBE_LENGTHS
     prompts, (a, b, c, d) = probe_prompts(model, longest, lengths)
     probe = build_tree([(a, b, c), (a, d, c), (d,)] if tree else [(a,)])
@@ -171,7 +167,11 @@ def _settle(model: Any, longest: np.ndarray, candidates: list[Plan], *, tree: bo
     plain = Plan(False, False)
     plan = next((one for one in candidates if _gives(lambda one=one: logits(one), expected, model)), plain)
     trimmed = replace(plan, last=_last_block(model, longest) if trim else None)
-    return trimmed if trimmed.last and _gives(lambda: logits(trimmed), expected, model) else plan
+    plan = trimmed if trimmed.last and _gives(lambda: logits(trimmed), expected, model) else plan
+    # Beyond a window some of the prefix is hidden, and what looks at it apart has no mask.
+    useful = apart and plan.prefix and not beyond and can_attend_apart(model)
+    divided = replace(plan, apart=useful)
+    return divided if useful and _gives(lambda: logits(divided), expected, model) else plan
 
 
 def _last_block(model: Any, longest: np.ndarray) -> LastBlock | None:
@@ -226,30 +226,3 @@ def _gives(logits: Any, expected: torch.Tensor, model: Any) -> bool:
             raise
         return False
     return agree(found, expected, _dtype(model))
-
-
-def agree(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether two (..., V) logits say the same to within the rounding of `dtype`."""
-    gap = _gap(found, expected)
-    return bool(torch.isfinite(gap).all()) and float(gap.mean()) <= ROUNDING.get(dtype, HALF_ROUNDING)
-
-
-def _gap(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """(..., V) nats between two logits' log-probabilities."""
-    return (found.float().log_softmax(-1) - expected.float().log_softmax(-1)).abs()
-
-
-def _layer_kinds(config: Any) -> list[str]:
-    return sorted(set(getattr(config.get_text_config(), "layer_types", None) or ()))
-
-
-def looks_back(config: Any) -> tuple[float, list[tuple[int | None, Any]]]:
-    """(tokens within which every layer sees everything, the windowed masks worth trying beyond)."""
-    config, kinds = config.get_text_config(), _layer_kinds(config)
-    if kinds == ["full_attention"]:
-        return float("inf"), [(None, None)]
-    sizes = [size for name in WINDOWS if isinstance(size := getattr(config, name, None), int) and size > 0]
-    if not sizes:
-        return float("inf"), [(None, None)]
-    by_layer = tuple((kind, kind != "full_attention") for kind in kinds)
-    return min(sizes), [(sizes[0], by_layer), (sizes[0], None)] if by_layer else [(sizes[0], None)]

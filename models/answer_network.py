@@ -24,19 +24,13 @@ import torch
 from torch import nn
 
 from models.answer_tree import AnswerTree, Ids, build_tree, distinct_answers
+from models.mask_checks import PROBE_LENGTHS, agree, looks_back, takes_masks
 from models.narrow_head import read_logits
 from models.tree_rows import Rows, TreeTables
 
-# Mean difference in nats between the tree's and the chains' log-probabilities that rounding explains.
-ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-6}
-HALF_ROUNDING = 0.05
-PROBE_LENGTHS = (12, 9)
 # Tokens of a packed row at most (its mask is their square), and the share of the padded rows' work it must stay under.
 MOST_PACKED = 8192
 WORTH_PACKING = 0.8
-# What configs call the number of tokens a layer looks back: past it the masks here would show too much.
-WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window", "local_attention_window")
-MASKED_LAYERS = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,15 +144,12 @@ class AnswerNetwork(nn.Module):
         return self.plain.get_input_embeddings().weight.dtype  # type: ignore[no-any-return]
 
     def _within_window(self, tokens: int) -> bool:
-        config = self.plain.config.get_text_config()
-        sizes = [size for name in WINDOWS if isinstance(size := getattr(config, name, None), int) and size > 0]
-        return not sizes or tokens <= min(sizes)
+        return tokens <= looks_back(self.plain.config)[0]
 
     def takes_tree(self) -> bool:
         """Whether the model gives behind a tree mask what it gives without one; tried once, on two short prompts."""
         if self._takes_tree is None:
-            kinds = set(getattr(self.plain.config.get_text_config(), "layer_types", None) or ())
-            self._takes_tree = kinds <= MASKED_LAYERS and self._try_tree()
+            self._takes_tree = takes_masks(self.plain.config) and self._try_tree()
         return self._takes_tree
 
     def _try_tree(self) -> bool:
@@ -173,9 +164,9 @@ class AnswerNetwork(nn.Module):
         self.eval()
         try:
             with torch.no_grad():
-                expected = self._logits(tables.chain_rows(prompts, lengths, first)).float().log_softmax(-1)
+                expected = self._logits(tables.chain_rows(prompts, lengths, first))
                 rows = tables.tree_rows(prompts, lengths, first, self._mask_dtype)
-                found = self._logits(rows).float().log_softmax(-1)
+                found = self._logits(rows)
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception:  # whatever a model does that cannot take a mask
@@ -183,10 +174,8 @@ class AnswerNetwork(nn.Module):
         finally:
             for module, training in modes.items():
                 module.training = training
-        gap = (found - expected).abs()
         half = torch.is_autocast_enabled(weight.device.type)
-        rounding = HALF_ROUNDING if half else ROUNDING.get(self._mask_dtype, HALF_ROUNDING)
-        return bool(torch.isfinite(gap).all()) and float(gap.mean()) <= rounding
+        return agree(found, expected, torch.float16 if half else self._mask_dtype)
 
     def _label_log_probs(self, labelled: LabelTree, logits: torch.Tensor) -> torch.Tensor:
         """(B, L) of (B, 1 + n, V) logits at the tree's nodes; the softmax is float32 whatever the model is."""

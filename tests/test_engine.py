@@ -272,7 +272,8 @@ def test_a_prompt_that_ends_in_the_last_row_of_the_embedding_or_repeats_one_toke
 
 
 def test_the_check_does_not_run_on_one_token_repeated() -> None:
-    from infer.plans import PROBE_LENGTHS, probe_prompts
+    from infer.plans import probe_prompts
+    from models.mask_checks import PROBE_LENGTHS
 
     prompts, answers = probe_prompts(tiny_causal("llama", ROWS), np.full(20, 5), PROBE_LENGTHS)
     assert min(len(set(prompt.tolist())) for prompt in prompts) >= min(PROBE_LENGTHS)

@@ -129,6 +129,7 @@ METHODS: dict[str, Method] = {
     "ours without sorting": partial(ours, sort=False),
     "ours with the head everywhere": partial(ours, head=False),
     "ours with the last block everywhere": partial(ours, trim=False),
+    "ours with the prefix beside every row": partial(ours, apart=False),
     "ours without the tree": partial(ours, tree=False),
     "plain loop (batch 8)": partial(plain_loop, batch=8),
     **dict(_batched("generate", hf_generate)),
