@@ -38,6 +38,10 @@ class RequestFailed(ValueError):
     """This one request has no answer: the server refused what it asks, or every attempt failed."""
 
 
+class NoAnswer(RequestFailed):
+    """Every attempt at this one request failed: it is too much for the server, or the server is gone."""
+
+
 class EndpointRefused(ValueError):
     """No request would be answered now: a wrong key, URL or model, a spent quota, a server that is gone."""
 
@@ -93,10 +97,7 @@ class EndpointClient:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.stopping = threading.Event()  # set: nobody waits or tries again
-        self._lock, self._random = (
-            threading.Lock(),
-            random.Random(),
-        )  # the program's own random numbers stay as they are
+        self._lock, self._random = threading.Lock(), random.Random()  # the program's own numbers stay as they are
         self._open_at = 0.0  # time.monotonic() before which the server wants no request
         self._opener = urllib.request.build_opener(_NoRedirects, *_proxies(endpoint.url))
 
@@ -125,7 +126,7 @@ class EndpointClient:
                 trouble = self._trouble(error)
             if attempt < self.endpoint.attempts:
                 self._hold(attempt, wait_s)
-        raise RequestFailed(f"{self.endpoint.url} gave no answer in {self.endpoint.attempts} attempts. Last: {trouble}")
+        raise NoAnswer(f"{self.endpoint.url} gave no answer in {self.endpoint.attempts} attempts. Last: {trouble}")
 
     def _post(self, body: bytes) -> tuple[int, Mapping[str, str], str]:
         """(status, headers, body) of one attempt; the key is blotted out wherever the server repeats it."""

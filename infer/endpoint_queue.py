@@ -10,10 +10,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 from infer.completions import Completion
-from infer.endpoint import EndpointClient, EndpointRefused, RequestFailed
+from infer.endpoint import EndpointClient, EndpointRefused, NoAnswer, RequestFailed
 
 Key = TypeVar("Key")
 Messages = Sequence[Mapping[str, Any]]
+PROBE = [{"role": "user", "content": "Hello"}]  # a server that answers this is there
 
 
 def complete_all(
@@ -26,13 +27,14 @@ def complete_all(
 ) -> Iterator[tuple[Key, Completion | RequestFailed]]:
     """(key, answer or failure) of every request, in the order in which they end; `workers` are under way at a time.
 
-    Raises EndpointRefused when the endpoint refuses all, or when `stop_after` requests in a row failed; whatever was
-    answered until then, and while the last ones under way ended, has been yielded.
+    Raises EndpointRefused when the endpoint refuses all, when `stop_after` requests in a row failed, or when the last
+    ones had no answer and the endpoint is found to be gone (were they taken for failed, a server's end would be the
+    rows' fault); whatever was answered until then, and while the last ones under way ended, has been yielded.
     """
     if workers < 1 or stop_after < 1:
         raise ValueError(f"workers is {workers} and stop_after is {stop_after}, expected 1 or more of each.")
     waiting, under_way = iter(requests), dict[Future[Completion], Key]()
-    failed_in_a_row, refused = 0, None
+    failed_in_a_row, refused, lost = 0, None, False
     pool = ThreadPoolExecutor(workers, thread_name_prefix="endpoint")
     try:
         while True:
@@ -42,11 +44,14 @@ def complete_all(
                     break
                 under_way[pool.submit(client.complete, request[1], **options)] = request[0]
             if not under_way:
+                if refused is None and lost:
+                    refused = _gone(client, options)
                 break
             ended, _ = wait(under_way, return_when=FIRST_COMPLETED)
             for future in ended:
                 key = under_way.pop(future)
                 error = future.exception()
+                lost = isinstance(error, NoAnswer)
                 if error is None:
                     failed_in_a_row = 0
                     yield key, future.result()
@@ -70,3 +75,14 @@ def complete_all(
         client.stopping.set()
         pool.shutdown(wait=True, cancel_futures=True)  # those under way end within timeout_s
         client.stopping.clear()
+
+
+def _gone(client: EndpointClient, options: Mapping[str, Any]) -> EndpointRefused | None:
+    """The refusal of an endpoint that answers nothing any more; None while it does answer."""
+    try:
+        client.complete(PROBE, **options)
+    except (NoAnswer, EndpointRefused) as error:
+        return EndpointRefused(f"The endpoint is gone. {error}")
+    except RequestFailed:  # it refuses this question, so it is there
+        return None
+    return None

@@ -121,3 +121,29 @@ def test_leaving_early_ends_the_workers() -> None:
         time.sleep(0.1)
         assert len(server.asked) == asked < 10
         assert not [one for one in threading.enumerate() if one.name.startswith("endpoint")]
+
+
+def test_a_server_that_is_gone_at_the_last_row_is_not_the_rows_fault() -> None:
+    """One failure is fewer than stop_after: were it taken for the row's, the row would stay empty for good."""
+
+    def dying(number: int, content: dict) -> Reply:
+        if number == 3:
+            threading.Thread(target=server.stop).start()
+            return Reply(hang_up=True)
+        return echo(content)
+
+    found = {}
+    with serving(dying) as server, pytest.raises(EndpointRefused, match="The endpoint is gone"):
+        for key, one in complete_all(client(server.url), requests(4), workers=1):
+            found[key] = one
+    assert [key for key, one in found.items() if isinstance(one, Completion)] == [0, 1, 2]
+
+
+def test_a_last_row_that_is_too_much_for_the_server_stays_without_an_answer() -> None:
+    def reply(_: int, content: dict) -> Reply:
+        return Reply(500, "too much") if content["messages"][-1]["content"] == "row 3" else echo(content)
+
+    with serving(reply) as server:
+        found = dict(complete_all(client(server.url), requests(4), workers=1))
+    assert isinstance(found.pop(3), RequestFailed) and all(isinstance(one, Completion) for one in found.values())
+    assert server.texts[-1] == "Hello" and len(server.asked) == 3 + 3 + 1
