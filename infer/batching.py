@@ -6,7 +6,6 @@ Knows lengths and row numbers, never what is computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -84,7 +83,7 @@ def in_batches(
                             "it (max_tokens), or use fewer bits (quantization=nf4) or another device."
                         ) from error
                     budget_tokens = int(min(budget_tokens, len(rows) * tokens[rows].max())) // 2
-                    _release()
+                    release_memory()
                     break
                 done += len(rows)
                 bar.update(len(rows))
@@ -101,7 +100,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
 
 
-def _release() -> Any:
+def release_memory() -> None:
+    """Give back what no tensor holds any more, so that the next try finds it."""
     import gc
 
     import torch

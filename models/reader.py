@@ -72,6 +72,11 @@ class PairReader:
             for which in (("b", "a") if swapped else ("a", "b"))
         ]
 
+    def tokens(self, fields: TokenFields) -> int:
+        """What a row takes in a batch: its sequences, all as long as the longest."""
+        sequences = self.sequences(fields, False)
+        return len(sequences) * max(len(one.input_ids) for one in sequences)
+
     def batch(
         self, cache: Sequence[TokenFields], items: Sequence[int], pair_features: PairFeatures | None = None
     ) -> dict[str, torch.Tensor]:

@@ -41,8 +41,9 @@ class TrainerSettings:
     """The loop. Rates are per step, shares are of 1, rows are pairs (both answers together)."""
 
     epochs: float
-    batch_rows: int  # per process and micro-batch; with swap=both each order counts
-    accumulation: int  # micro-batches per step
+    batch_rows: int  # a step reads batch_rows x accumulation x processes; with swap=both each order counts
+    accumulation: int
+    budget_tokens: int | None  # read at once by a process, padding counted; None: batch_rows of the longest row
     predict_batch_rows: int
     learning_rate: float
     head_rate: float  # the new head's rate over the network's
@@ -76,6 +77,8 @@ class TrainerSettings:
         within("trainer.evals_per_epoch", self.evals_per_epoch, 0.01, 1_000)
         for key in ("batch_rows", "accumulation", "predict_batch_rows", "saves_per_eval"):
             within(f"trainer.{key}", getattr(self, key), 1, 1_000_000)
+        if self.budget_tokens is not None:
+            within("trainer.budget_tokens", self.budget_tokens, 1, 1_000_000_000)
 
 
 def _check_class_weights(weights: Any) -> None:
@@ -205,8 +208,8 @@ class Settings:
 # Keys that may change between two launches of one run: they say where, how much of it, or how fast, never what.
 FREE_KEYS = {
     "run_dir", "doctor", "report", "folds.only", "folds.file", "task.test_csv", "task.sample_csv", "blend.runs",
-    "trainer.predict_batch_rows", "trainer.workers", "trainer.saves_per_eval", "out_dir", "output", "track.wandb",
-    "track.project", "engine.budget_tokens", "generation.batch_rows", "endpoint.url", "endpoint.key_variable",
+    "trainer.budget_tokens", "trainer.predict_batch_rows", "trainer.workers", "trainer.saves_per_eval", "out_dir",
+    "output", "track.wandb", "track.project", "engine.budget_tokens", "generation.batch_rows", "endpoint.url", "endpoint.key_variable",
     "endpoint.workers", "endpoint.timeout_s", "endpoint.attempts", "endpoint.stop_after",
 }  # fmt: skip
 

@@ -179,15 +179,14 @@ def test_neither_order_of_a_held_out_row_is_trained_on() -> None:
     """Finetuning traps 42 and 43: swap copies of one row in two folds are the catastrophic leak."""
     from conftest import pair_rows
 
-    from train.batches import RowSampler
+    from train.batches import StepSampler
     from train.fold import FoldData
 
     rows = pair_rows(60)
     data = FoldData(arena_rows(rows), make_folds(arena_rows(rows), count=3, seed=0))
     for fold in range(3):
         training = data.training(fold)
-        shown = {
-            int(training[item // 2]) for item in RowSampler([5] * len(training), swap="both", batch_items=4, seed=0)
-        }
+        steps = StepSampler([5] * len(training), swap="both", step_items=4, seed=0)
+        shown = {int(training[item // 2]) for items in steps for item in items}
         held = set(data.heldout(fold).tolist())
         assert not shown & held and shown | held == set(range(60))

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState, set_seed
 
 from infer.encoder import build_model
+from infer.ranks import world_size
 from models.encoder import HEAD_DEPTH, depth, load_encoder
 from models.reader import load_tokenizer, make_reader
 from models.tasks.arena import LABELS
 from models.tasks.tokens import tokenise_fields
-from train.batches import RowSampler
+from train.batches import StepSampler
 from train.callbacks import CollapseGuard, Patience
 from train.loop import (
     FoldTrainer,
@@ -27,6 +28,7 @@ from train.loop import (
     parameter_groups,
     training_arguments,
 )
+from train.micro_batches import token_budget
 
 ROWS = pair_rows(16)
 
@@ -53,11 +55,13 @@ def trainer(
 
     arguments = training_arguments(
         settings, folder, items=len(rows), seed=1, rate=settings.trainer.learning_rate, precision="fp32",
-        report_to=[], quiet=True, world_size=1,
+        report_to=[], quiet=True, world_size=world_size(),
     )  # fmt: skip
-    sampler = RowSampler(fields.row_tokens(), swap="none", batch_items=settings.trainer.batch_rows, seed=1)
+    steps = settings.trainer.batch_rows * settings.trainer.accumulation * world_size()
+    lengths = np.array([reader.tokens(one) for one in fields])
     return FoldTrainer(
-        model, arguments, sampler=sampler, collate=collate, label_smoothing=smoothing,
+        model, arguments, sampler=StepSampler(lengths, swap="none", step_items=steps, seed=1), collate=collate,
+        budget_tokens=token_budget(settings.trainer, lengths), label_smoothing=smoothing,
         evaluate_heldout=lambda network: {"log_loss": 1.0, "accuracy": 0.5},
         layer_decay=settings.trainer.layer_decay,
     )  # fmt: skip
@@ -93,7 +97,7 @@ def test_the_loss_is_cross_entropy_against_soft_targets(tiny_encoder: str, tmp_p
 
     soft = [replace(row, target=(0.5, 0.25, 0.25)) for row in ROWS]
     loop = trainer(tmp_path, tiny_encoder, "trainer.batch_rows=16", rows=soft)
-    batch = loop.data_collator([2 * at for at in range(16)])
+    batch = loop.micro.collate([2 * at for at in range(16)])
     targets = batch["targets"].clone()
     with torch.no_grad():
         loss = loop.compute_loss(loop.model.eval(), dict(batch))
@@ -104,7 +108,7 @@ def test_the_loss_is_cross_entropy_against_soft_targets(tiny_encoder: str, tmp_p
 
 def test_the_targets_are_read_and_the_masked_tokens_are_not(tiny_encoder: str, tmp_path: Path) -> None:
     loop = trainer(tmp_path, tiny_encoder, "trainer.batch_rows=16")
-    batch = loop.data_collator([0, 2, 4])
+    batch = loop.micro.collate([0, 2, 4])
     batch["input_ids"] = torch.nn.functional.pad(batch["input_ids"], (0, 3), value=5)
     for name in ("attention_mask", "token_type_ids"):
         batch[name] = torch.nn.functional.pad(batch[name], (0, 3))
@@ -123,7 +127,7 @@ def test_the_targets_are_read_and_the_masked_tokens_are_not(tiny_encoder: str, t
 def test_label_smoothing_moves_the_targets_towards_uniform(tiny_encoder: str, tmp_path: Path) -> None:
     plain = trainer(tmp_path / "a", tiny_encoder, "trainer.batch_rows=16")
     smooth = trainer(tmp_path / "b", tiny_encoder, "trainer.batch_rows=16", smoothing=0.3)
-    batch = plain.data_collator([2 * at for at in range(16)])
+    batch = plain.micro.collate([2 * at for at in range(16)])
     moved = dict(batch) | {"targets": 0.7 * batch["targets"] + 0.1}
     with torch.no_grad():
         torch.testing.assert_close(
@@ -226,7 +230,7 @@ def test_weights_that_cannot_be_are_refused(asked: object, said: str) -> None:
 
 def test_a_class_weight_multiplies_its_rows_share_of_the_loss(tiny_encoder: str, tmp_path: Path) -> None:
     loop = trainer(tmp_path, tiny_encoder, "trainer.batch_rows=16")
-    batch = loop.data_collator([2 * at for at in range(16)])
+    batch = loop.micro.collate([2 * at for at in range(16)])
     loop.weights = torch.tensor([3.0, 1.0, 1.0])
     loop.model.eval()
     with torch.no_grad():

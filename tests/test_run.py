@@ -246,7 +246,7 @@ def command(folder: Path, encoder: str, *overrides: str, launcher: tuple[str, ..
 
 def test_killed_in_the_middle_of_fold_1_it_goes_on_to_the_same_table(tmp_path: Path, tiny_encoder: str) -> None:
     """Finetuning trap 35: a resume needs a folder that the next launch finds again."""
-    options = ("trainer.epochs=30", "trainer.saves_per_eval=3", "model.dropout=0.1")
+    options = ("trainer.epochs=30", "trainer.saves_per_eval=3", "model.dropout=0.1", "trainer.budget_tokens=200")
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     train(tiny_run(tmp_path / "whole", tiny_encoder, *options, "trainer.epochs=30"))

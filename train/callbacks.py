@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ProgressCallback
 
 from models.settings import TrainerSettings
-from train.batches import RowSampler
+from train.batches import StepSampler
 
 log = logging.getLogger("tiebreak")
 
@@ -33,7 +33,7 @@ class StepBar(ProgressCallback):
 class EpochShuffle(TrainerCallback):
     """Tells the sampler which epoch it is, also after a resume, where accelerate's wrappers hide it from Trainer."""
 
-    def __init__(self, sampler: RowSampler) -> None:
+    def __init__(self, sampler: StepSampler) -> None:
         self.sampler = sampler
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -122,10 +122,10 @@ class Patience(TrainerCallback):
 
 
 def watchers(
-    trainer: TrainerSettings, arguments: TrainingArguments, sampler: RowSampler, guard: CollapseGuard, name: str
+    trainer: TrainerSettings, arguments: TrainingArguments, guard: CollapseGuard, name: str
 ) -> list[TrainerCallback]:
     """All that watches one fold, as its settings ask. name: how the log calls the fold."""
-    watching = [EpochShuffle(sampler), EvaluationLine(name), guard, EvaluateLastStep()]
+    watching = [EvaluationLine(name), guard, EvaluateLastStep()]
     if trainer.saves_per_eval > 1:
         watching.append(SaveBetweenEvaluations(max(1, int(arguments.save_steps) // trainer.saves_per_eval)))
     if trainer.early_stopping:

@@ -16,7 +16,7 @@ from infer.encoder import EncoderClassifier, build_model
 from infer.ranks import wait_for_all
 from models.encoder import check_budget, freeze_lowest, load_encoder
 from models.names import resolve_model
-from models.reader import FeatureScale, load_tokenizer, make_reader
+from models.reader import FeatureScale, PairReader, load_tokenizer, make_reader
 from models.settings import Settings
 from models.tasks.arena import LABELS, ArenaRow
 from models.tasks.arena_features import features
@@ -25,10 +25,15 @@ from models.tasks.tokens import cached_fields
 
 @dataclass
 class PreparedRows:
-    """What all folds share. fields: the rows' token ids. matrix: (N, F) structural features, where asked for."""
+    """What all folds share. fields: the rows' token ids. lengths: (N,) tokens that each takes in a batch.
+
+    matrix: (N, F) structural features, where asked for.
+    """
 
     tokenizer: Any
     fields: Any
+    reader: PairReader
+    lengths: np.ndarray
     matrix: np.ndarray | None = None
 
 
@@ -38,8 +43,13 @@ def prepare_rows(settings: Settings, rows: Sequence[ArenaRow], folder: Path, mai
     if main:
         cached_fields(rows, tokenizer, folder)
     wait_for_all()
-    matrix = features(rows) if settings.encoder.pair_features else None
-    return PreparedRows(tokenizer, cached_fields(rows, tokenizer, folder), matrix)
+    fields = cached_fields(rows, tokenizer, folder)
+    task = settings.arena
+    reader = make_reader(
+        tokenizer, head=settings.encoder.head, budget_tokens=task.budget_tokens, prompt_share=task.prompt_share
+    )
+    lengths = np.array([reader.tokens(one) for one in fields])
+    return PreparedRows(tokenizer, fields, reader, lengths, features(rows) if settings.encoder.pair_features else None)
 
 
 class EncoderLearner:
@@ -51,18 +61,14 @@ class EncoderLearner:
         scale = None if matrix is None else FeatureScale.fit(matrix[training])
         self.matrix = matrix
         self.given = None if scale is None or matrix is None else scale.apply(matrix)
-        task = settings.arena
-        self.reader = make_reader(
-            prepared.tokenizer, head=settings.encoder.head, budget_tokens=task.budget_tokens,
-            prompt_share=task.prompt_share,
-        )  # fmt: skip
+        self.reader, self.row_lengths = prepared.reader, prepared.lengths
         self.network = build_network(settings, prepared.tokenizer, scale)
         self.classifier = EncoderClassifier(
             self.network, prepared.tokenizer, self.reader, scale, tta=self.trainer.tta, base=settings.model.name
         )
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
-        return np.asarray(self.fields.row_tokens()[rows])
+        return self.row_lengths[rows]
 
     def batch(self, items: Sequence[int]) -> dict[str, Any]:
         return self.reader.batch(self.fields, list(items), self.given)

@@ -200,9 +200,10 @@ def _make_loop(
     from infer.ranks import world_size
     from models.precision import device_and_precision
     from train import callbacks
-    from train.batches import RowSampler
+    from train.batches import StepSampler
     from train.loop import FoldTrainer, class_weights, training_arguments
     from train.metrics import heldout_scores
+    from train.micro_batches import token_budget
 
     trainer, training, held = settings.trainer, data.training(fold), data.heldout(fold)
     swap = trainer.swap if data.rows.swap is not None else "none"
@@ -227,19 +228,26 @@ def _make_loop(
         precision=device_and_precision(trainer.precision)[1], report_to=_report_to(settings, fold, work),
         quiet=not sys.stderr.isatty(), world_size=world_size(),
     )  # fmt: skip
-    sampler = RowSampler(learner.lengths(training), swap=swap, batch_items=trainer.batch_rows, seed=seed)
-    return FoldTrainer(
+    step_items = trainer.batch_rows * trainer.accumulation * world_size()
+    sampler = StepSampler(learner.lengths(training), swap=swap, step_items=step_items, seed=seed)
+    loop = FoldTrainer(
         learner.network,
         arguments,
         sampler=sampler,
         collate=collate,
+        budget_tokens=token_budget(trainer, sampler.lengths),
         evaluate_heldout=evaluate_heldout,
         label_smoothing=trainer.label_smoothing,
         weights=class_weights(trainer.class_weights, targets[training], data.rows.labels),
         layer_decay=trainer.layer_decay,
         head_rate=trainer.head_rate,
-        callbacks=[*callbacks.watchers(trainer, arguments, sampler, guard, f"fold {fold}"), *learner.callbacks()],
+        callbacks=[*callbacks.watchers(trainer, arguments, guard, f"fold {fold}"), *learner.callbacks()],
     )
+    log.info(
+        f"fold {fold}: {len(sampler)} steps an epoch of {step_items} rows, at most {loop.micro.budget_tokens} tokens "
+        f"at once, {loop.micro.padding(sampler):.1%} of them padding"
+    )
+    return loop
 
 
 def _report_to(settings: Settings, fold: int, work: Path) -> list[str]:

@@ -16,19 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from infer.ranks import RANK_WAIT_S
 from models.encoder import HEAD_DEPTH, depth
 from models.settings import Settings
-from train.batches import RowItems, RowSampler
+from train.batches import StepSampler
 from train.callbacks import StepBar
+from train.step import StepTrainer
 
 TRAINED_FILE = "trained.safetensors"
 
 
-class FoldTrainer(Trainer):
+class FoldTrainer(StepTrainer):
     """Trains a network that gives (B, L) logits on soft targets. Its checkpoints hold the trained parameters alone.
 
     evaluate_heldout: the network -> held-out scores; the same code writes the submission. weights: (L,) of the labels.
@@ -39,8 +40,9 @@ class FoldTrainer(Trainer):
         model: torch.nn.Module,
         arguments: TrainingArguments,
         *,
-        sampler: RowSampler,
+        sampler: StepSampler,
         collate: Callable[[list[int]], dict[str, torch.Tensor]],
+        budget_tokens: int,
         evaluate_heldout: Callable[[torch.nn.Module], dict[str, float]],
         label_smoothing: float = 0.0,
         weights: torch.Tensor | None = None,
@@ -48,29 +50,19 @@ class FoldTrainer(Trainer):
         head_rate: float = 1.0,
         callbacks: list[Any] | None = None,
     ) -> None:
-        self.sampler = sampler
         self.evaluate_heldout = evaluate_heldout
         self.label_smoothing = label_smoothing
         self.weights = weights
         self.layer_decay = layer_decay
         self.head_rate = head_rate
-        items = RowItems(len(sampler.lengths))
         super().__init__(
-            model,
-            arguments,
-            data_collator=collate,
-            train_dataset=items,
-            eval_dataset=items,  # never read: evaluate() below asks evaluate_heldout
-            callbacks=callbacks,
+            model, arguments, sampler=sampler, collate=collate, budget_tokens=budget_tokens, callbacks=callbacks
         )
         # Both print every log entry as a dict; EvaluationLine says what matters, the bar moves on a terminal.
         for kind in (PrinterCallback, ProgressCallback):
             self.remove_callback(kind)
         if not arguments.disable_tqdm:
             self.add_callback(StepBar)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> RowSampler:
-        return self.sampler
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -209,8 +201,7 @@ def training_arguments(settings: Settings, folder: Path, *, items: int, seed: in
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=trainer.epochs,
-        per_device_train_batch_size=trainer.batch_rows,
-        gradient_accumulation_steps=trainer.accumulation,
+        per_device_train_batch_size=trainer.batch_rows * trainer.accumulation,  # a step; FoldTrainer cuts it
         learning_rate=rate,
         weight_decay=trainer.weight_decay,
         max_grad_norm=trainer.max_grad_norm,
@@ -237,6 +228,7 @@ def training_arguments(settings: Settings, folder: Path, *, items: int, seed: in
         remove_unused_columns=False,
         label_names=["targets"],
         ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # nothing here learns a buffer, and an exchange per forward would have to agree
         ddp_timeout=RANK_WAIT_S,
         report_to=report_to,
         disable_tqdm=quiet,

@@ -1,0 +1,33 @@
+"""What the processes of a launch settle among themselves within a step: the smallest number, the mean gradient.
+
+Used where DistributedDataParallel cannot be let to average by itself: a process that has run out of memory would leave
+the others waiting for its part. Knows tensors only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import distributed
+
+
+def smallest(number: int, device: Any) -> int:
+    """The smallest of all processes' numbers, in every process."""
+    shared = torch.tensor(number, device=device)
+    distributed.all_reduce(shared, op=distributed.ReduceOp.MIN)
+    return int(shared)
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Put the mean over all processes in place of each trained parameter's gradient; none counts as zeros."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    under_way = []
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad /= distributed.get_world_size()
+        under_way.append(distributed.all_reduce(parameter.grad, async_op=True))
+    for one in under_way:
+        one.wait()

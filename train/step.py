@@ -1,0 +1,145 @@
+"""One step of training: its rows read in as many parts as memory asks for, as if they were read at once.
+
+transformers.Trainer stays the loop; for it a batch is a whole step of one process, so that it counts, schedules and
+resumes the same steps however they are cut. Knows tensors and numbers of rows, never text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch.nn.parallel import DistributedDataParallel
+from transformers import Trainer, TrainingArguments
+
+from infer.batching import is_out_of_memory, release_memory
+from train.agreement import average_gradients, smallest
+from train.batches import RowItems, StepSampler
+from train.callbacks import EpochShuffle
+from train.micro_batches import MicroBatches
+
+log = logging.getLogger("tiebreak")
+
+
+class StepTrainer(Trainer):
+    """A Trainer whose subclass computes the mean loss of a micro-batch (compute_loss).
+
+    collate: items -> a batch for compute_loss. budget_tokens: of a micro-batch.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, arguments: TrainingArguments, *, sampler: StepSampler,
+        collate: Callable[[list[int]], dict[str, torch.Tensor]], budget_tokens: int, callbacks: list[Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.sampler = sampler
+        self.micro = MicroBatches(
+            collate, sampler.lengths, budget_tokens=budget_tokens, process=arguments.process_index,
+            processes=arguments.world_size,
+        )  # fmt: skip
+        items = RowItems(len(sampler.lengths))
+        super().__init__(
+            model,
+            arguments,
+            data_collator=self.micro,
+            train_dataset=items,
+            eval_dataset=items,  # never read: a subclass evaluates in its own way
+            callbacks=[EpochShuffle(sampler), *(callbacks or [])],
+        )
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """Every process walks all steps and reads its share of each: nothing is left for accelerate to deal out."""
+        return torch.utils.data.DataLoader(
+            RowItems(len(self.sampler.lengths)),
+            batch_sampler=self.sampler,
+            collate_fn=self.micro,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """One step of this process, micro-batch by micro-batch: leaves the gradient, returns its part of the mean loss.
+
+        Where memory runs out in any process, all halve the budget, cut their shares again and repeat the step.
+        Raises MemoryError where that cannot help.
+        """
+        model.train()
+        items, batches = inputs["items"], inputs["batches"]
+        if inputs["cut_for"] != self.micro.budget_tokens:  # a worker cut it before memory ran out
+            batches = None
+        while True:
+            cuts = self.micro.cuts(items)
+            # A process that runs out of memory amid DDP's exchange would leave the others waiting. So they exchange
+            # nothing before all have come through, unless all have been through something as large before.
+            apart = isinstance(model, DistributedDataParallel) and not self.micro.proven(cuts)
+            mine = cuts[self.micro.process]
+            loss, failed = self._through(model, items, mine, batches or map(self.micro.collate, mine), apart)
+            budget = self.micro.budget_tokens if failed is None else self.micro.smaller(failed)
+            if apart:
+                budget = smallest(budget, self.args.device)
+            if budget == self.micro.budget_tokens:
+                break
+            self._shrink(budget, apart)
+            model.zero_grad()
+            batches = None
+            release_memory()
+        if apart:
+            average_gradients(model.parameters())
+        if self.state.global_step and self.micro.processes > 1:  # the first step is without the optimiser's memory
+            self.micro.prove(cuts)
+        return loss
+
+    def _through(
+        self, model: Any, items: list[int], mine: list[list[int]], batches: Iterable[dict[str, Any]], apart: bool
+    ) -> tuple[torch.Tensor, list[int] | None]:
+        """Forward and backward of a process's micro-batches: (its part of the loss, where memory ran out or None).
+
+        apart: the gradients stay in this process.
+        """
+        total = torch.zeros((), device=self.args.device)
+        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        for number, (part, batch) in enumerate(zip(mine, batches, strict=True), start=1):
+            last = number == len(mine)
+            self.accelerator.gradient_state._set_sync_gradients(last)  # where DeepSpeed ends its step
+            together = deepspeed or (last and not apart)
+            try:
+                with contextlib.nullcontext() if together else self.accelerator.no_sync(model):
+                    with self.compute_loss_context_manager():
+                        loss: Any = self.compute_loss(model, self._prepare_inputs(batch))
+                    loss = loss * self.micro.weight(part, items)
+                    self.accelerator.backward(loss, **({"scale_wrt_gas": False} if deepspeed else {}))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                return total, part
+            total += loss.detach()
+        return total, None
+
+    def _shrink(self, budget_tokens: int, apart: bool) -> None:
+        """Make do with a smaller budget; said in the log."""
+        was = self.micro.budget_tokens
+        if not budget_tokens:
+            raise MemoryError(
+                "A single row of a step does not fit into memory. Train with trainer.activation_checkpointing=true, "
+                "shorter rows (task.budget_tokens, engine.max_tokens), or less of the network (model.frozen_layers)."
+            )
+        if self.micro.processes > 1 and not apart:
+            raise MemoryError(
+                f"Memory ran out with {was} tokens at once, and the other processes cannot be told. The same command "
+                f"with trainer.budget_tokens={budget_tokens} goes on from the last save."
+            )
+        self.micro.budget_tokens = budget_tokens
+        if self.is_world_process_zero():
+            log.warning(
+                f"step {self.state.global_step + 1}: out of memory with {was} tokens at once; {budget_tokens} at most "
+                f"from here on. A step keeps its {self.sampler.step_items} rows, in more parts."
+            )
+
+    def _prepare_input(self, data: Any) -> Any:
+        """To the device without waiting, where the loader has pinned the memory."""
+        if isinstance(data, torch.Tensor) and not self.is_deepspeed_enabled:
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
