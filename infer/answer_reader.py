@@ -21,6 +21,7 @@ from infer.answer_prompts import reply, system_text
 from infer.endpoint_questions import EndpointAsker
 from infer.label_reader import LabelReading
 from infer.logs import log
+from infer.readers import load_asked_model
 from infer.written_answers import CLOSING_TAG, Spellings, Unparsable, read_written
 from models.engine_settings import QuestionSettings
 from models.method_settings import EndpointSettings, GenerationSettings
@@ -83,14 +84,15 @@ class AnswerReader:
 
 
 class LocalWriter:
-    """Writes with a loaded model (`models.causal.LoadedModel`, or anything with its fields), greedily, in batches.
+    """Writes with a loaded model (`models.causal.LoadedModel`, or anything with its fields), in batches.
 
-    max_tokens: of prompt and answer together; None: what the model's positions reach.
+    max_tokens: of prompt and answer together; None: what the model's positions reach. seed: of what is drawn where
+    generation.temperature is not 0.
     """
 
     def __init__(
         self, loaded: Any, method: str, question: QuestionSettings, generation: GenerationSettings, *,
-        max_tokens: int | None = None,
+        max_tokens: int | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         from infer.generation import Generator
         from infer.plans import positions
@@ -111,10 +113,12 @@ class LocalWriter:
         )  # fmt: skip
         stops = [CLOSING_TAG] if self.chat else [CLOSING_TAG, PARAGRAPH]
         self.generator = Generator(
-            loaded, max_new_tokens=generation.max_new_tokens, batch_rows=generation.batch_rows, stops=stops
-        )
+            loaded, max_new_tokens=generation.max_new_tokens, batch_rows=generation.batch_rows, stops=stops,
+            temperature=generation.temperature, seed=seed,
+        )  # fmt: skip
         self.room = min(max_tokens or 1 << 30, positions(loaded.model.config)) - generation.max_new_tokens
         what = [self.template.text, self.chat, self.room, generation.max_new_tokens, stops]
+        what += _drawing(generation, seed)
         self.identity = {**loaded.identity, "prompt_sha256": _sha256(what)}
 
     def check(self) -> None:
@@ -139,13 +143,15 @@ class EndpointWriter:
     """Lets an OpenAI-compatible server write; a request that fails leaves its row without a text."""
 
     def __init__(
-        self, endpoint: EndpointSettings, method: str, question: QuestionSettings, generation: GenerationSettings
-    ) -> None:
+        self, endpoint: EndpointSettings, method: str, question: QuestionSettings, generation: GenerationSettings, *,
+        seed: int = 0,
+    ) -> None:  # fmt: skip
         replies = {label: reply(method, question.labels, label) for label in question.labels}
         system = system_text(question, method, generation.instruction)
         self.asker = EndpointAsker(endpoint, question, system=system, replies=replies)
-        self.max_new_tokens = generation.max_new_tokens
-        what = [question.prompt, self.asker.before, self.max_new_tokens]
+        self.max_new_tokens, self.temperature = generation.max_new_tokens, generation.temperature
+        self.seed = seed if self.temperature else None  # greedy needs none, and not every server takes one
+        what = [question.prompt, self.asker.before, self.max_new_tokens, *_drawing(generation, seed)]
         self.identity = {"endpoint": endpoint.model, "prompt_sha256": _sha256(what)}
 
     def write(
@@ -153,7 +159,10 @@ class EndpointWriter:
     ) -> list[WrittenRow]:
         """In the rows' order. Raises EndpointRefused where no request is answered any more."""
         found: dict[int, WrittenRow] = {}
-        for number, said in self.asker.ask(rows, max_tokens=self.max_new_tokens, stop=[CLOSING_TAG]):
+        asked = self.asker.ask(
+            rows, max_tokens=self.max_new_tokens, stop=[CLOSING_TAG], temperature=self.temperature, seed=self.seed
+        )
+        for number, said in asked:
             if isinstance(said, Exception):
                 found[number] = WrittenRow(None, trouble=str(said))
             else:
@@ -166,16 +175,19 @@ def load_answer_reader(settings: Settings) -> AnswerReader:
     method, question = settings.method.name, settings.question
     if settings.endpoint.url is not None:
         log.info(f"{settings.endpoint.url}, model {settings.endpoint.model}, {settings.endpoint.workers} at a time")
-        writer: Writer = EndpointWriter(settings.endpoint, method, question, settings.generation)
+        writer: Writer = EndpointWriter(settings.endpoint, method, question, settings.generation, seed=settings.seed)
         return AnswerReader(method, question.labels, writer)
-    from models.causal import load_language_model
-
-    model, engine = settings.language_model, settings.engine
-    loaded = load_language_model(model.name, precision=engine.precision, quantization=model.quantization)
-    log.info(loaded.line)
-    local = LocalWriter(loaded, method, question, settings.generation, max_tokens=engine.max_tokens)
+    local = LocalWriter(
+        load_asked_model(settings), method, question, settings.generation, max_tokens=settings.engine.max_tokens,
+        seed=settings.seed,
+    )  # fmt: skip
     local.check()
     return AnswerReader(method, question.labels, local)
+
+
+def _drawing(generation: GenerationSettings, seed: int) -> list[Any]:
+    """What drawn texts depend on; nothing for the likeliest."""
+    return [generation.temperature, seed] if generation.temperature else []
 
 
 def _sha256(what: Any) -> str:

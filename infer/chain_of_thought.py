@@ -23,6 +23,7 @@ from infer.label_reader import LabelReading
 from infer.logs import log
 from infer.next_token import check_labels, model_end_tokens, read_answers, sum_spellings, token_count
 from infer.plans import positions
+from infer.readers import load_asked_model
 from infer.reasoning_notes import last_label, part_at_header
 from models.answers import Answers, Cut
 from models.engine_settings import REASONING, QuestionSettings, row_fields
@@ -37,15 +38,12 @@ PARAGRAPH = "\n\n"
 
 def load_chain_reader(settings: Settings) -> ChainReader:
     """The language model of a run, asked to reason about its question; checked before and after it is loaded."""
-    from models.causal import load_language_model
-
     check_reasoned(settings.question)
-    model, engine = settings.language_model, settings.engine
-    loaded = load_language_model(model.name, precision=engine.precision, quantization=model.quantization)
-    log.info(loaded.line)
+    engine = settings.engine
     reader = ChainReader(
-        loaded, settings.question, settings.generation, budget_tokens=engine.budget_tokens, max_tokens=engine.max_tokens
-    )
+        load_asked_model(settings), settings.question, settings.generation, budget_tokens=engine.budget_tokens,
+        max_tokens=engine.max_tokens,
+    )  # fmt: skip
     reader.check()
     return reader
 

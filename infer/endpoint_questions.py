@@ -41,10 +41,10 @@ class EndpointAsker:
     def ask(
         self, rows: Sequence[Mapping[str, str]], **options: Any
     ) -> Iterator[tuple[int, Completion | RequestFailed]]:
-        """(number of the row, its answer or failure) as they come. Raises EndpointRefused, see complete_all."""
+        """(number of the row, its answer or failure) as they come. options: of the requests. Raises EndpointRefused."""
         requests = ((number, self.messages(row)) for number, row in enumerate(rows))
         workers, stop_after = self.settings.workers, self.settings.stop_after
-        return complete_all(self.client, requests, workers=workers, stop_after=stop_after, temperature=0, **options)
+        return complete_all(self.client, requests, workers=workers, stop_after=stop_after, **options)
 
 
 def filled(prompt: str, fields: Mapping[str, str]) -> str:

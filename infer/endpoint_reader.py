@@ -53,7 +53,7 @@ class EndpointReader:
         mass = np.full((len(rows), len(self.labels)), np.nan)
         notes: dict[int, dict[str, Any]] = {}
         strays: dict[str, float] = {}
-        for number, said in self.asker.ask(rows, max_tokens=1, logprobs=True, top_logprobs=TOP):
+        for number, said in self.asker.ask(rows, max_tokens=1, temperature=0, logprobs=True, top_logprobs=TOP):
             if isinstance(said, Exception):
                 notes[number] = note(None, FAILED, str(said))
                 continue

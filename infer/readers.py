@@ -20,6 +20,7 @@ from models.tasks.text import TEXT_FIELD
 
 if TYPE_CHECKING:
     from infer.label_reader import LabelReader, LabelReading
+    from models.causal import LoadedModel
 
 # Keys that say where labelled rows are, which reading does not depend on; of the input its bytes count, not its place.
 # What only one way reads is named there.
@@ -28,6 +29,7 @@ UNIMPORTANT = {*FREE_KEYS, "task.input_csv", "task.train_csv", "task.target_colu
 # method -> kind of reader, where the method alone says it.
 _KINDS = {
     "chain_of_thought": "reasoning", "next_token": "label", "encoder": "encoder", "embedding_description": "described",
+    "sampled": "sampled",
 }  # fmt: skip
 # kind -> the module and its function of the settings that loads it; imported when wanted.
 _LOADERS = {
@@ -40,7 +42,9 @@ _LOADERS = {
     "described": ("infer.embedding_reader", "load_description_reader"),
     "written": ("infer.answer_reader", "load_answer_reader"),
     "asked": ("infer.endpoint_reader", "load_endpoint_reader"),
+    "sampled": ("infer.sampled_reader", "load_sampled_reader"),
 }
+_DRAWING = ("generation.temperature", "seed")
 # kind -> the settings that its numbers depend on.
 _GROUPS = {
     "label": ("task.", "question.", "engine."),
@@ -54,6 +58,7 @@ _GROUPS = {
         "method.name", "task.", "question.", "engine.", "generation.max_new_tokens", "generation.instruction",
     ),
     "asked": ("task.", "question.", "engine."),
+    "sampled": ("method.name", "task.", "question.", "engine.", "generation.samples", *_DRAWING),
 }  # fmt: skip
 
 
@@ -104,14 +109,22 @@ def load_reader(settings: Settings) -> Reader:
     return load(settings)
 
 
+def load_asked_model(settings: Settings) -> LoadedModel:
+    """The language model of a run, loaded and said in the log."""
+    from models.causal import load_language_model
+
+    model, precision = settings.language_model, settings.engine.precision
+    loaded = load_language_model(model.name, precision=precision, quantization=model.quantization)
+    log.info(loaded.line)
+    return loaded
+
+
 def load_label_reader(settings: Settings) -> LabelReader:
     """The language model of a run, asked its question; whatever the tokenizer can tell is checked."""
     from infer.label_reader import LabelReader
-    from models.causal import load_language_model
 
-    model, engine = settings.language_model, settings.engine
-    loaded = load_language_model(model.name, precision=engine.precision, quantization=model.quantization)
-    log.info(loaded.line)
+    engine = settings.engine
+    loaded = load_asked_model(settings)
     reader = LabelReader(loaded, settings.question, budget_tokens=engine.budget_tokens, max_tokens=engine.max_tokens)
     reader.check()
     return reader
@@ -124,6 +137,8 @@ def identify(settings: Settings) -> dict[str, Any]:
     """
     kind = reader_kind(settings)
     identity = {k: v for k, v in flatten(settings).items() if k.startswith(_GROUPS[kind]) and k not in UNIMPORTANT}
+    if kind == "written" and settings.generation.temperature > 0:
+        identity |= {key: value for key, value in flatten(settings).items() if key in _DRAWING}
     if kind == "encoder":
         from infer.text_encoder import identify_text_encoder
 

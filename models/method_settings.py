@@ -13,14 +13,16 @@ from models.choices import one_of, within
 METHODS = (
     "encoder", "uniform", "prior", "length", "tfidf", "features", "ensemble", "blend", "embedding_logistic",
     "embedding_centroid", "embedding_description", "next_token", "adapter", "chain_of_thought", "generate_hard",
-    "verbalized", "verbalized_score",
+    "verbalized", "verbalized_score", "sampled",
 )  # fmt: skip
 WRITTEN_METHODS = ("generate_hard", "verbalized", "verbalized_score")  # the model writes its answer, which is parsed
-ASKED_METHODS = ("next_token", "adapter", "chain_of_thought", *WRITTEN_METHODS)  # they put a question to a model
+# They put a question to a model.
+ASKED_METHODS = ("next_token", "adapter", "chain_of_thought", "sampled", *WRITTEN_METHODS)
 EMBEDDING_METHODS = ("embedding_logistic", "embedding_centroid", "embedding_description")
 ARENA_METHODS = ("length", "features", "ensemble", "blend")  # they read pairs of answers
-TEXT_METHODS = (*EMBEDDING_METHODS, "chain_of_thought", *WRITTEN_METHODS)  # they read texts, not pairs
-UNTRAINED_METHODS = ("next_token", "chain_of_thought", "embedding_description", *WRITTEN_METHODS)
+TEXT_METHODS = (*EMBEDDING_METHODS, "chain_of_thought", "sampled", *WRITTEN_METHODS)  # they read texts, not pairs
+UNTRAINED_METHODS = ("next_token", "chain_of_thought", "embedding_description", "sampled", *WRITTEN_METHODS)
+NETWORK_METHODS = ("encoder", "adapter")  # they learn in a training loop: python -m train
 ENDPOINT_METHODS = ("next_token", *WRITTEN_METHODS)  # a server can stand in for the local model
 POOLINGS = ("mean", "cls")
 AUTO = "auto"
@@ -69,10 +71,14 @@ class GenerationSettings:
     batch_rows: int
     answer_header: str  # closes the reasoning; the answer stands behind it
     instruction: str | None  # generate_hard, verbalized*: how to write the answer; auto: where no examples show it
+    temperature: float  # generate_hard, verbalized*, sampled: 0 writes the likeliest token; above, tokens are drawn
+    samples: int  # sampled: answers drawn of each row
 
     def __post_init__(self) -> None:
         within("generation.max_new_tokens", self.max_new_tokens, 1, 100_000)
         within("generation.batch_rows", self.batch_rows, 1, 100_000)
+        within("generation.temperature", self.temperature, 0.0, 100.0)
+        within("generation.samples", self.samples, 1, 100_000)
         if not self.answer_header.strip():
             raise ValueError("generation.answer_header is empty: expected the words that ask for the answer.")
 

@@ -34,6 +34,17 @@ def check_asked(settings: Settings) -> None:
             )
     if method in WRITTEN_METHODS:
         _check_written(method, question)
+    heat = settings.generation.temperature
+    if method == "sampled" and not heat > 0:
+        raise ValueError(
+            "generation.temperature=0 with method.name=sampled draws the same answer every time. Set "
+            "generation.temperature=1, which draws as often as the model's probabilities say."
+        )
+    if heat > 0 and method == "chain_of_thought":
+        raise ValueError(
+            f"generation.temperature={heat}: with method.name=chain_of_thought the likeliest steps are written. Set "
+            "generation.temperature=0."
+        )
     if isinstance(settings.task, ArenaTask):
         _check_arena_question(list(question.labels), row_fields(question.prompt or ""))
         check_calibration(settings)

@@ -85,7 +85,10 @@ def test_the_instruction_names_the_labels_and_the_tag_and_can_be_left_to_the_que
 
 def local(tiny_llama: Any, tokenizer: Any, **changes: Any) -> LocalWriter:
     question = compose("+experiment=reviews_soft").question
-    generation = GenerationSettings(max_new_tokens=6, batch_rows=3, answer_header="-", instruction="auto")
+    generation = GenerationSettings(
+        max_new_tokens=6, batch_rows=3, answer_header="-",
+        instruction="auto", temperature=0, samples=1,
+    )  # fmt: skip
     loaded = SimpleNamespace(model=tiny_llama(448), tokenizer=tokenizer, identity={"name": "tiny"})
     return LocalWriter(loaded, "generate_hard", question, generation, **changes)
 

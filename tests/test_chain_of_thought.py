@@ -44,7 +44,10 @@ def question(**changes: Any) -> QuestionSettings:
 
 def chain(model: Any, tokenizer: Any, *, new: int = 8, max_tokens: int | None = None, **changes: Any) -> ChainReader:
     loaded = SimpleNamespace(model=model, tokenizer=tokenizer, identity={"name": "tiny"})
-    generation = GenerationSettings(max_new_tokens=new, batch_rows=4, answer_header="Answer:", instruction=None)
+    generation = GenerationSettings(
+        max_new_tokens=new, batch_rows=4, answer_header="Answer:",
+        instruction=None, temperature=0, samples=1,
+    )  # fmt: skip
     return ChainReader(loaded, question(**changes), generation, max_tokens=max_tokens)
 
 
@@ -308,7 +311,10 @@ def test_smollm2_reasons_in_the_form_of_its_examples(smollm2: Any) -> None:
     settings = compose("+experiment=skills_cot")
     model, tokenizer = smollm2
     loaded = SimpleNamespace(model=model, tokenizer=tokenizer, identity={})
-    generation = GenerationSettings(max_new_tokens=40, batch_rows=4, answer_header="Answer:", instruction=None)
+    generation = GenerationSettings(
+        max_new_tokens=40, batch_rows=4, answer_header="Answer:",
+        instruction=None, temperature=0, samples=1,
+    )  # fmt: skip
     reader = ChainReader(loaded, settings.question, generation)
     reader.check()
     reading = reader.read([{"text": "Java"}, {"text": "Kindness"}])
