@@ -155,7 +155,7 @@ def test_a_setting_that_came_later_and_is_not_used_refuses_no_adapter(tmp_path: 
     identity = json.loads(path.read_text())
     del identity["question"]["descriptions"]
     path.write_text(json.dumps(identity))
-    load_adapter_reader(settings)
+    assert load_adapter_reader(settings).labels == LABELS
 
 
 def test_a_mean_of_readings_keeps_what_the_labels_hold_together() -> None:
