@@ -80,7 +80,8 @@ def in_batches(
                     if len(rows) == 1:
                         raise MemoryError(
                             f"{name(int(rows[0]))} alone ({tokens[rows[0]]} tokens) does not fit into memory. Shorten "
-                            "it (max_tokens), or use fewer bits (quantization=nf4) or another device."
+                            "it (max_tokens; task.budget_tokens for pairs), or use fewer bits (quantization=nf4) or "
+                            "another device."
                         ) from error
                     budget_tokens = int(min(budget_tokens, len(rows) * tokens[rows].max())) // 2
                     release_memory()

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
+from infer.batching import in_batches
 from infer.predictions import swap_average
 from infer.ranks import is_main, over_ranks
 from models.checkpoint import read_identity, write_identity
@@ -24,7 +24,6 @@ from models.reader import (
     PairReader,
     load_tokenizer,
     make_reader,
-    row_tokens,
     scaled_features,
 )
 from models.tasks.arena import LABELS, SWAP, ArenaRow
@@ -65,22 +64,31 @@ class EncoderClassifier:
     def probs_of(
         self, fields: Sequence[TokenFields], given: PairFeatures | None, *, batch_rows: int, precision: str = "auto"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(N, 3) probabilities of tokenised rows, and (N,) how far the two orders disagreed (L1; NaN: not read)."""
+        """(N, 3) probabilities of tokenised rows, and (N,) how far the two orders disagreed (L1; NaN: not read).
+
+        batch_rows: of the longest row; of shorter ones as many more as have its tokens. The two orders of a row are as
+        long as each other and share a batch. Raises MemoryError where a row alone does not fit.
+        """
         device, kind, _ = device_and_precision(precision)
         self.model.to(device).eval()
         orders = (0, 1) if self.reader.head == "joint" and self.tta else (0,)
-        lengths = np.array([row_tokens(one) for one in fields])
+        lengths = np.array([self.reader.tokens(one) for one in fields], dtype=np.int64)
         longest_first = np.argsort(-lengths, kind="stable")  # running out of memory shows at once
+        budget_tokens = batch_rows * int(lengths.max(initial=1))
 
         def work(mine: np.ndarray) -> np.ndarray:
-            probs = np.empty((len(mine), len(orders), len(LABELS)), dtype=np.float32)
-            starts = range(0, len(mine), batch_rows)
-            for start in tqdm(starts, desc="predicting", unit="batch", leave=False, disable=not is_main() or None):
-                rows = mine[start : start + batch_rows]
-                for at, order in enumerate(orders):
-                    inputs = self.reader.batch(fields, [2 * int(row) + order for row in rows], given)
-                    probs[start : start + len(rows), at] = self._forward(inputs, device, kind)
-            return probs
+            items = (2 * mine[:, None] + orders).ravel()  # (rows x orders,)
+            probs = np.empty((len(items), len(LABELS)), dtype=np.float32)
+
+            def read(batch: np.ndarray) -> None:
+                inputs = self.reader.batch(fields, items[batch].tolist(), given)
+                probs[batch] = self._forward(inputs, device, kind)
+
+            in_batches(
+                read, np.arange(len(items)), lengths[items // 2], budget_tokens, progress=is_main(),
+                name=lambda at: f"row {items[at] // 2}", doing="predicting",
+            )  # fmt: skip
+            return probs.reshape(len(mine), len(orders), len(LABELS))
 
         probs = over_ranks(longest_first, work)  # (N, orders, 3)
         if len(orders) == 1:

@@ -70,6 +70,30 @@ def test_padding_and_batch_size_do_not_change_the_answer(tiny_encoder: str, head
     np.testing.assert_allclose(one.predict_proba(ROWS, batch_rows=11), one.predict_proba(ROWS, batch_rows=1), atol=2e-6)
 
 
+def test_prediction_reads_the_longest_first_and_halves_the_batch_where_memory_runs_out(tiny_encoder: str) -> None:
+    one = classifier(tiny_encoder, "joint")
+    expected = one.predict_proba(ROWS, batch_rows=11)
+    sizes: list[int] = []
+
+    def refuse(module: torch.nn.Module, given: tuple, inputs: dict) -> None:
+        sizes.append(inputs["input_ids"].numel())
+        if sizes[-1] > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    one.model.register_forward_pre_hook(refuse, with_kwargs=True)
+    np.testing.assert_allclose(one.predict_proba(ROWS, batch_rows=11), expected, atol=2e-6)
+    assert sizes[0] > 200 and sum(size > 200 for size in sizes) <= 2
+    with pytest.raises(MemoryError, match="row 3 alone"):
+        one.model.register_forward_pre_hook(lambda *given: (_ for _ in ()).throw(MemoryError()))
+        one.predict_proba([*ROWS[:3], longer(ROWS[3]), *ROWS[4:]])
+
+
+def longer(row):
+    from dataclasses import replace
+
+    return replace(row, response_a=(row.response_a[0] + " good film" * 5,))
+
+
 def test_a_tie_falls_as_the_scores_part() -> None:
     head = SiameseHead(hidden_size=4)
     scores = torch.tensor([0.0, 1.0, 3.0])
