@@ -137,6 +137,7 @@ class Settings:
     output: str | None  # task text: the table that python -m infer writes
     report: bool  # report.html of a finished run or table, and its figures as PNGs
     doctor: bool  # print what the run would do, and stop
+    explore: bool  # python -m train: a page of exploratory figures of the labelled rows, and stop
     task: TaskSettings
     model: ModelSettings
     method: MethodSettings
@@ -207,10 +208,11 @@ class Settings:
 
 # Keys that may change between two launches of one run: they say where, how much of it, or how fast, never what.
 FREE_KEYS = {
-    "run_dir", "doctor", "report", "folds.only", "folds.file", "task.test_csv", "task.sample_csv", "blend.runs",
-    "trainer.budget_tokens", "trainer.predict_batch_rows", "trainer.workers", "trainer.saves_per_eval", "out_dir",
-    "output", "track.wandb", "track.project", "engine.budget_tokens", "generation.batch_rows", "endpoint.url", "endpoint.key_variable",
-    "endpoint.workers", "endpoint.timeout_s", "endpoint.attempts", "endpoint.stop_after",
+    "run_dir", "doctor", "explore", "report", "folds.only", "folds.file", "task.test_csv", "task.sample_csv",
+    "blend.runs", "trainer.budget_tokens", "trainer.predict_batch_rows", "trainer.workers", "trainer.saves_per_eval",
+    "out_dir", "output", "track.wandb", "track.project", "engine.budget_tokens", "generation.batch_rows",
+    "endpoint.url", "endpoint.key_variable", "endpoint.workers", "endpoint.timeout_s", "endpoint.attempts",
+    "endpoint.stop_after",
 }  # fmt: skip
 
 

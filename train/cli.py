@@ -19,8 +19,13 @@ def main() -> None:
 
 
 def _run(settings: Settings) -> None:
-    _refuse_untrained(settings)
-    if settings.doctor:
+    if not settings.explore:
+        _refuse_untrained(settings)
+    if settings.explore:
+        from train.explore import explore
+
+        explore(settings)
+    elif settings.doctor:
         if settings.task.name != "arena":
             raise ValueError(
                 f"doctor=true looks at arena rows only, and {settings.name} reads task.name={settings.task.name}."

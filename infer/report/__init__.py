@@ -7,7 +7,7 @@ One road: ReportInput (content.py) -> numbers (curves, cutoff_counts, figures, a
 Knows predictions and what is said about them; never a model.
 """
 
-from infer.report.content import ArenaFacts, ReportInput
+from infer.report.content import ArenaFacts, ExtraTable, ReportInput
 from infer.report.page import write_report
 
-__all__ = ["ArenaFacts", "ReportInput", "write_report"]
+__all__ = ["ArenaFacts", "ExtraTable", "ReportInput", "write_report"]

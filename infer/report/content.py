@@ -15,6 +15,15 @@ from infer.predictions import Predictions, align_like
 
 
 @dataclass(frozen=True)
+class ExtraTable:
+    """A table of a page: its title, what one should know of it, and its rows, column -> value."""
+
+    title: str
+    note: str
+    rows: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
 class ArenaFacts:
     """What the figures of two answers are drawn from; ids without an entry are left out of the figure.
 

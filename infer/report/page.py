@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from infer.report.content import ReportInput
+from infer.report.content import ExtraTable, ReportInput
 from infer.report.figures import figures
 from infer.report.pictures import write_pictures
 from models.tasks.files import write_atomically
@@ -77,15 +77,15 @@ def html(report: ReportInput, numbers: Mapping[str, Any]) -> str:
         "comparison": comparison(report.comparison),
         "confusion": matrix(report.predictions.labels, numbers["confusion"]) if numbers["confusion"] else "",
         "per_class": per_class(score["per_class"]) if score else "",
-        "css": _part("page.css"),
+        "css": part("page.css"),
         "plotly": plotly_packed(),
         "data": embedded({**numbers, "baselines": beside_baselines(report, score)}),
-        "script": "\n".join(_part(name) for name in SCRIPTS),
+        "script": "\n".join(part(name) for name in SCRIPTS),
     }
-    return _fill(_part("page.html"), page, shown)
+    return fill(part("page.html"), page, shown)
 
 
-def _fill(template: str, values: Mapping[str, str], shown: Mapping[str, bool]) -> str:
+def fill(template: str, values: Mapping[str, str], shown: Mapping[str, bool]) -> str:
     """The template with `{{name}}` filled in, without the parts `<!--if name-->...<!--end name-->` that are not shown.
 
     Split, not searched anew after each filling: a title of {{data}} is only a title.
@@ -120,7 +120,8 @@ def plotly_packed() -> str:
 
 
 @cache
-def _part(name: str) -> str:
+def part(name: str) -> str:
+    """The text of a file that stands beside this module."""
     return (files("infer.report") / name).read_text(encoding="utf-8")
 
 
@@ -159,12 +160,25 @@ def about(report: ReportInput) -> str:
     """What the run was: the given facts, then the date."""
     facts = {**report.about}
     facts.setdefault("date", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
+    return described(facts)
+
+
+def described(facts: Mapping[str, str]) -> str:
+    """Facts by name, line by line; a command as code."""
     lines = []
     for name, value in facts.items():
         text = escape(str(value))
         shown = f"<code>{text}</code>" if name == "command" else text
         lines.append(f"<div><dt>{escape(name)}</dt><dd>{shown}</dd></div>")
     return "".join(lines)
+
+
+def extra_table(table: ExtraTable) -> str:
+    """A card with a title, a note and a table; nothing for a table without rows."""
+    if not table.rows:
+        return ""
+    head = f"<h3>{escape(table.title)}</h3><p class=note>{escape(table.note)}</p>"
+    return f'<div class="card">{head}{comparison(table.rows)}</div>'
 
 
 def comparison(entries: Sequence[Mapping[str, Any]]) -> str:

@@ -38,20 +38,24 @@ def write_pictures(page: Path, report: ReportInput, numbers: Mapping[str, Any]) 
         "arena": (numbers["arena"], _arena, (9, 3.6)),
         "training": (numbers["training"], _training, (6.4, 3.8)),
     }
+    return [
+        picture(page.with_name(f"{page.stem}_{name}.png"), size, draw, content)
+        for name, (content, draw, size) in drawers.items()
+        if content
+    ]
+
+
+def picture(path: Path, size: tuple[float, float], draw: Callable[[Any, Any], None], content: Any) -> Path:
+    """A PNG of what `draw` makes of the content on a matplotlib figure of this size in inches; its path."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    written = []
-    for name, (content, draw, size) in drawers.items():
-        if content:
-            with rc_context(STYLE):
-                figure = Figure(figsize=size, layout="constrained")
-                draw(figure, content)
-                path = page.with_name(f"{page.stem}_{name}.png")
-                with write_atomically(path) as temporary:
-                    figure.savefig(temporary, dpi=DPI, format="png")
-            written.append(path)
-    return written
+    with rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure, content)
+        with write_atomically(path) as temporary:
+            figure.savefig(temporary, dpi=DPI, format="png")
+    return path
 
 
 def _curves(figure: Any, curves: list[dict[str, Any]]) -> None:
