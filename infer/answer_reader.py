@@ -124,7 +124,14 @@ class LocalWriter:
     def check(self) -> None:
         """Refuses, before a row is read, a prompt that leaves a row's text no room."""
         fields = {part: "x" for part in self.template.parts if isinstance(part, str)}
-        self.encoder.fit(self.encoder.encode([self.template.fill(fields)])[0], self.room)
+        encoded = self.encoder.encode([self.template.fill(fields)])[0]
+        if len(encoded.ids) > self.room:
+            new = self.generator.max_new_tokens
+            raise ValueError(
+                f"generation.max_new_tokens={new} leaves the prompt {max(self.room, 0)} of {self.room + new} tokens, "
+                f"and without the row's text it takes {len(encoded.ids)}. Lower it, shorten the instruction or the "
+                "examples, or raise engine.max_tokens where the model reads more."
+            )
 
     def write(
         self, rows: Sequence[Mapping[str, str]], *, names: Sequence[str] = (), progress: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,5 +62,13 @@ def _text(content: Any) -> str:
 
 
 def _token(written: Mapping[str, Any]) -> ReadToken:
-    top = tuple((str(one["token"]), float(one["logprob"])) for one in written.get("top_logprobs") or ())
-    return ReadToken(str(written["token"]), float(written["logprob"]), top)
+    top = tuple((str(one["token"]), _log_prob(one)) for one in written.get("top_logprobs") or ())
+    return ReadToken(str(written["token"]), _log_prob(written), top)
+
+
+def _log_prob(written: Mapping[str, Any]) -> float:
+    """A token's log-probability; Python's JSON reads NaN, which is none."""
+    found = float(written["logprob"])
+    if math.isnan(found):
+        raise ValueError(f"the log-probability of {written['token']!r} is not a number")
+    return found

@@ -1,7 +1,8 @@
 """method=next_token by an endpoint: the likeliest first tokens of its reply, as probabilities of the labels.
 
-A token counts for the label whose answer it begins, where it begins that of one label only. A server tells the few
-likeliest tokens (top_logprobs): what it does not tell, and tokens of no label, are p_other. Knows labels and texts.
+A token counts for the label whose answer it begins, where it begins that of one label only; what would follow it, and
+so question.answers_end, is not asked. A server tells the few likeliest tokens (top_logprobs): what it does not tell,
+and tokens of no label, are p_other. Knows labels and texts.
 """
 
 from __future__ import annotations
@@ -79,10 +80,12 @@ class EndpointReader:
                     "server or model, or method=generate_hard or verbalized."
                 )
             return {}
-        first = said.tokens[0]
-        told = dict(first.top)
-        told.setdefault(first.token, first.log_prob)
-        return {token: math.exp(min(log_prob, 0.0)) for token, log_prob in told.items()}
+        first, told = said.tokens[0], dict[str, float]()
+        listed = any(token == first.token for token, _ in first.top)
+        for token, log_prob in first.top if listed else (*first.top, (first.token, first.log_prob)):
+            # Tokens that are not the same may be written the same, a word with and without its space for one.
+            told[token] = told.get(token, 0.0) + math.exp(min(log_prob, 0.0))
+        return told
 
     def _mass(self, told: Mapping[str, float]) -> tuple[np.ndarray, dict[str, float]]:
         """((L,) the labels' mass, the tokens of none with theirs)."""

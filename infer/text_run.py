@@ -11,7 +11,7 @@ score). What can be refused is refused before the model is loaded. Knows the ord
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,11 @@ from models.tasks.text import LABEL_COLUMN, RowSource, Survey, TextRow
 PAGE_ROWS = 100_000  # of a table that gets a page by itself: ten seconds
 
 
-def run_texts(settings: Settings) -> Path:
-    """Read every row of task.input_csv; the path of the table written."""
+def run_texts(settings: Settings, *, watch: Callable[[Reader], Reader] | None = None) -> Path:
+    """Read every row of task.input_csv; the path of the table written.
+
+    watch: takes the reader once it is loaded, gives what reads in its place.
+    """
     open_log(None, main=is_main())
     source = open_source(settings)
     calibrator = load_calibrator(settings.calibration.use) if settings.calibration.use else None
@@ -72,7 +75,7 @@ def run_texts(settings: Settings) -> Path:
     if from_main(is_main() and finished(output, identity)):
         log.info(f"{output} is finished already")
     else:
-        _read_all(_Reading(settings, source, calibrator, decision), output, identity)
+        _read_all(_Reading(settings, source, calibrator, decision, watch), output, identity)
     if is_main():
         if seen:
             log.info(
@@ -121,7 +124,11 @@ def _write_page(output: Path, source: RowSource) -> None:
     from infer.report import write_report
     from infer.report.run_folder import from_table
 
-    rows = int(read_json(Path(f"{output}.json"))["rows"])
+    record = read_json(Path(f"{output}.json"))
+    rows = int(record["rows"])
+    if record["not_finite"] == rows:
+        log.info("no page: no row has an answer")
+        return
     if rows > PAGE_ROWS:
         log.info(f"no page for {rows} rows: python -m infer.report {output} makes one")
         return
@@ -174,9 +181,11 @@ class _Reading:
     source: RowSource
     calibrator: Calibrator | None
     decision: Decision | Cutoff | None
+    watch: Callable[[Reader], Reader] | None = None
 
     def load(self) -> Reader:
         reader = load_reader(self.settings)
+        reader = reader if self.watch is None else self.watch(reader)
         if self.calibrator is not None:
             self.calibrator.check(labels=self.source.labels, identity=reader.identity)
         return reader

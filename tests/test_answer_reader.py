@@ -123,7 +123,7 @@ def test_a_text_is_written_the_same_alone_and_cut_to_its_room(tiny_llama: Any, t
     together = writer.write(texts)
     assert together == [writer.write([row])[0] for row in texts]
     assert together[1].cut_share > 0.5 and together[0].cut_share == 0
-    with pytest.raises(ValueError, match="The prompt around the row's text takes"):
+    with pytest.raises(ValueError, match=r"generation\.max_new_tokens=6 leaves the prompt 54"):
         local(tiny_llama, tiny_tokenizer, max_tokens=60).check()
 
 
@@ -244,6 +244,22 @@ def test_a_servers_likeliest_tokens_are_read_as_the_labels_and_the_tail_is_other
     assert (sent["max_tokens"], sent["logprobs"], sent["top_logprobs"]) == (1, True, 20)
     record = json.loads((tmp_path / "out.csv.json").read_text())
     assert record["strays"][0] == ["Well", pytest.approx(0.75 / 4)]
+
+
+def test_tokens_that_are_written_the_same_add_up(tmp_path: Path) -> None:
+    """A SentencePiece server writes a word with its space and without it alike; each has its own probability."""
+    top = [{"token": token, "logprob": math.log(prob)} for token, prob in (("positive", 0.5), ("positive", 0.25))]
+    content = [{"token": "positive", "logprob": math.log(0.5), "top_logprobs": top}]
+    with serving(lambda *_: answer("positive", logprobs={"content": content})) as server:
+        run(settings_of(tmp_path, f"endpoint.url={server.url}", "method=next_token", rows=1))
+    assert pd.read_csv(tmp_path / "out.csv")["p_other"][0] == pytest.approx(0.25)
+
+
+def test_a_table_without_any_answer_has_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(lambda *_: answer("I would rather not say.")) as server:
+        run(settings_of(tmp_path, f"endpoint.url={server.url}", "report=true", rows=3))
+    assert pd.read_csv(tmp_path / "out.csv")["predicted"].isna().all()
+    assert "no page: no row has an answer" in capsys.readouterr().out
 
 
 def test_labels_that_begin_alike_and_servers_without_probabilities_are_refused(tmp_path: Path) -> None:

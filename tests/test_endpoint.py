@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from email.utils import formatdate
 
@@ -56,9 +57,21 @@ def test_the_answer_comes_back_with_its_tokens() -> None:
         Reply(200, '{"choices": []}'),
         Reply(200, '{"error": {"message": "upstream died"}}'),
         Reply(200, "[" * 100_000),
+        answer("x", logprobs={"content": [{"token": "x", "logprob": math.nan}]}),
         Reply(hang_up=True),
     ],
-    ids=["429", "500", "503", "truncated", "cut off", "no choices", "error inside 200", "nested", "hung up"],
+    ids=[
+        "429",
+        "500",
+        "503",
+        "truncated",
+        "cut off",
+        "no choices",
+        "error inside 200",
+        "nested",
+        "not a number",
+        "hung up",
+    ],
 )
 def test_a_broken_reply_is_asked_again(broken: Reply) -> None:
     with serving(lambda number, _: broken if number < 2 else WHOLE) as server:

@@ -90,6 +90,8 @@ def from_table(
         raise ValueError(f"{path} has columns {list(frame.columns)}, expected id and one p_<label> per label.")
     probs = frame[named].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
     answered = np.isfinite(probs).all(axis=1)
+    if not answered.any():
+        raise ValueError(f"{path} has no row with an answer, so there is nothing to show. Ask again, or another way.")
     predictions = _table(frame[answered], named, probs[answered])
     settings = record.get("identity", {})
     row_texts: Mapping[str, str]
