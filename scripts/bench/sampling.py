@@ -81,7 +81,7 @@ def scores(read: pd.DataFrame, drawn: pd.DataFrame) -> list[tuple[str, float, fl
     found = []
     for way, end in (("logits, the likeliest label", "read"), ("draws, the label that came most often", "drawn")):
         probs = both[[f"p_{label}_{end}" for label in labels]].to_numpy(dtype=np.float64)
-        probs /= probs.sum(axis=1, keepdims=True)  # float32 in the table
+        probs = probs / probs.sum(axis=1, keepdims=True)  # float32 in the table
         chosen = both[f"predicted_{end}"].to_numpy()
         differ = float((chosen != both["predicted_read"].to_numpy()).mean())
         found.append((way, float((chosen == truth).mean()), float(log_loss(truth, probs, labels=labels)), differ))
