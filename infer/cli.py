@@ -8,8 +8,16 @@ Knows Hydra (through infer.door) and nothing of torch.
 
 from __future__ import annotations
 
-from infer.door import open_door
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infer.door import open_door, settings_of
+from infer.overrides import MULTIRUN_FLAGS
 from models.settings import Settings
+
+if TYPE_CHECKING:
+    from infer.compare_ways import Way
 
 
 def main() -> None:
@@ -18,6 +26,34 @@ def main() -> None:
 
 
 def _run(settings: Settings) -> None:
-    from infer.run import run
+    if settings.compare.way is not None:
+        from infer.compare_way import run_way
 
-    run(settings)
+        run_way(settings)
+    elif settings.compare.ways is not None:
+        from infer.compare import compare
+
+        compare(settings, ways_of(settings, sys.argv[1:]))
+    else:
+        from infer.run import run
+
+        run(settings)
+
+
+def ways_of(settings: Settings, arguments: list[str]) -> list[Way]:
+    """The ways of a comparison, each composed over its command line. Raises ValueError naming a way that cannot be."""
+    from infer.compare_ways import Way, way_arguments
+
+    if MULTIRUN_FLAGS & set(arguments):
+        raise ValueError(
+            "compare.ways under --multirun: compare more ways instead, or start the comparisons one by one."
+        )
+    folder = Path(settings.out_dir or settings.run_dir)
+    ways = []
+    for name, overrides in settings.compare.ways.items():
+        own = way_arguments(arguments, name, overrides, folder)
+        try:
+            ways.append(Way(name, tuple(own), settings_of(own)))
+        except ValueError as error:
+            raise ValueError(f"compare.ways.{name}: {error}") from None
+    return ways

@@ -8,17 +8,26 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from infer.overrides import KIND_KEYS, KINDS, MULTIRUN_FLAGS, as_meant, refuse_unknown_overrides, unknown_key
+from infer.overrides import (
+    KIND_KEYS,
+    KINDS,
+    MULTIRUN_FLAGS,
+    as_meant,
+    refuse_unknown_overrides,
+    unknown_key,
+    unknown_override,
+)
 from infer.ranks import rank, world_size
 from models.choices import one_of
 from models.settings import Settings
@@ -57,6 +66,17 @@ def open_door(run: Callable[[Settings], Any]) -> None:
 
     sys.argv = [written[0], *as_meant(written[1:])]
     compose()
+
+
+def settings_of(arguments: Sequence[str]) -> Settings:
+    """The checked settings of another command line, while one runs. Raises ValueError."""
+    said = unknown_override(arguments)
+    if said is not None:
+        raise ValueError(said)
+    try:
+        return to_settings(hydra.compose("config", overrides=as_meant(arguments)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(str(error).splitlines()[0]) from None
 
 
 def sweep_name() -> str:

@@ -12,6 +12,7 @@ import difflib
 import re
 import sys
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from infer.ranks import rank
@@ -19,7 +20,7 @@ from models.kind_settings import MODEL_KINDS, TASK_KINDS
 from models.settings import Settings
 
 MULTIRUN_FLAGS = {"-m", "--multirun"}
-REPLACED_KEYS = ("question.labels", "question.descriptions")  # as a whole, where Hydra would merge
+REPLACED_KEYS = ("question.labels", "question.descriptions", "compare.ways")  # as a whole, where Hydra would merge
 KEY_VALUE = re.compile(r"([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
 KINDS: dict[str, dict[str, Any]] = {"task": TASK_KINDS, "model": MODEL_KINDS}
 KIND_KEYS = {"task": "name", "model": "kind"}  # the key that says which kind a group is
@@ -54,6 +55,15 @@ def unknown_key(key: str, kinds: dict[str, str] | None = None) -> str:
 
 def refuse_unknown_overrides(arguments: list[str]) -> None:
     """Exit with a sentence for KEY=VALUE with a key that does not exist; Hydra's own answer advises a +, in vain."""
+    said = unknown_override(arguments)
+    if said is not None:
+        if rank() == 0:
+            print(f"error: {said}", file=sys.stderr)
+        sys.exit(2)
+
+
+def unknown_override(arguments: Sequence[str]) -> str | None:
+    """The sentence that refuses the first KEY=VALUE whose key does not exist; None where all do."""
     known = known_keys()
     groups = {name.rpartition(".")[0] for name in known} - {""}
     for argument in arguments:
@@ -62,13 +72,21 @@ def refuse_unknown_overrides(arguments: list[str]) -> None:
             continue
         if found[1].startswith(("hydra.", *(f"{key}." for key in REPLACED_KEYS))):
             continue
-        hint = "Write +experiment=NAME." if found[1] == "experiment" else unknown_key(found[1])
-        if rank() == 0:
-            print(f"error: {hint}", file=sys.stderr)
-        sys.exit(2)
+        return "Write +experiment=NAME." if found[1] == "experiment" else unknown_key(found[1])
+    return None
 
 
-def as_meant(arguments: list[str]) -> list[str]:
+def laid_over(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """A command line with more overrides, which take the place of those of the same key: Hydra takes a group once."""
+    own = {_key(one) for one in overrides}
+    return [*(one for one in arguments if _key(one) not in own), *overrides]
+
+
+def _key(argument: str) -> str:
+    return argument.lstrip("+~").partition("=")[0]
+
+
+def as_meant(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra must be given them so that it reads what was written.
 
     Hydra would add new labels to the experiment's; here they take their place. Hydra's grammar gives braces, commas,
@@ -85,6 +103,9 @@ def _as_meant(argument: str, *, sweep: bool) -> list[str]:
     for key in REPLACED_KEYS:
         if argument.lstrip("+").startswith(f"{key}="):
             return [f"++{key}=null", f"++{argument.lstrip('+')}"]
+        if argument.startswith(f"{key}."):  # one more beside those of the experiment
+            name, _, value = argument.partition("=")
+            return [f"++{name}={_members_quoted(value)}"]
     found = KEY_VALUE.match(argument)
     kind = known_keys().get(found[1]) if found else None
     if found is None or kind is None or sweep:
@@ -92,6 +113,14 @@ def _as_meant(argument: str, *, sweep: bool) -> list[str]:
     value = _quoted(found[2]) if kind in (str, str | None) else found[2]
     # ++ also adds a key that this experiment lacks: our own refusal then names the keys of its kind.
     return [f"++{found[1]}={value}"]
+
+
+def _members_quoted(value: str) -> str:
+    """A list of plain words, [method=tfidf,seed=1], with each in quotes: Hydra would stumble over their =."""
+    found = re.fullmatch(r"\[([^\[\]{}\"']*)\]", value)
+    if found is None:
+        return value
+    return "[" + ",".join(_quoted(one.strip()) for one in found[1].split(",") if one.strip()) + "]"
 
 
 def _quoted(value: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from models.choices import one_of, within
+from models.compare_settings import CompareSettings
 from models.engine_settings import PRECISIONS, CalibrationSettings, EngineSettings, QuestionSettings
 from models.kind_settings import (
     ArenaTask,
@@ -152,11 +153,14 @@ class Settings:
     trainer: TrainerSettings
     folds: FoldSettings
     blend: BlendSettings
+    compare: CompareSettings
     track: TrackSettings
 
     def __post_init__(self) -> None:
         if self.method.name in TEXT_METHODS and not isinstance(self.task, TextTask):
             raise ValueError(f"method.name={self.method.name} reads texts, not arena rows: task=text or task=skills.")
+        if self.compare.ways is not None and not isinstance(self.task, TextTask):
+            raise ValueError(f"compare.ways reads texts, not task.name={self.task.name}: task=text or task=skills.")
         if self.endpoint.url is not None:
             check_endpoint(self)
         if self.method.name in ASKED_METHODS:
@@ -212,7 +216,8 @@ FREE_KEYS = {
     "blend.runs", "trainer.budget_tokens", "trainer.predict_batch_rows", "trainer.workers", "trainer.saves_per_eval",
     "out_dir", "output", "track.wandb", "track.project", "engine.budget_tokens", "generation.batch_rows",
     "endpoint.url", "endpoint.key_variable", "endpoint.workers", "endpoint.timeout_s", "endpoint.attempts",
-    "endpoint.stop_after",
+    "endpoint.stop_after", "compare.ways", "compare.only", "compare.per_class", "compare.test_share", "compare.learn",
+    "compare.way",
 }  # fmt: skip
 
 

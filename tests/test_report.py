@@ -119,8 +119,44 @@ def test_methods_are_joined_by_id_and_take_the_truth_of_the_table() -> None:
 
 
 def test_methods_of_other_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match="have no prediction"):
+    with pytest.raises(ValueError, match="other has true label"):
         ReportInput("t", drawn(10), methods={"other": drawn(9)})
+    elsewhere = replace(drawn(9), ids=np.array([f"x{at}" for at in range(9)], dtype=object))
+    with pytest.raises(ValueError, match="other has none of the rows"):
+        ReportInput("t", drawn(10), methods={"other": elsewhere})
+
+
+def test_a_method_that_left_rows_open_is_drawn_by_those_that_it_answered() -> None:
+    rows = drawn(100)
+    part = replace(sharper(rows, 2.0).take(np.arange(40)), truth=None)
+    found = figures(ReportInput("t", rows, name="mine", methods={"part": part}))["curves"]
+    by_method = {curve["method"]: curve["auc"] for curve in found if curve["label"] == "yes"}
+    assert by_method["part"] == pytest.approx(
+        sklearn.metrics.roc_auc_score(rows.truth[:40] == "yes", rows.probs[:40, 1])
+    )
+    assert by_method["mine"] == pytest.approx(sklearn.metrics.roc_auc_score(rows.truth == "yes", rows.probs[:, 1]))
+
+
+def test_a_method_of_labels_alone_is_a_point_among_the_curves(tmp_path: Path) -> None:
+    rows = drawn(60)
+    labels_only = replace(rows, probs=np.eye(2)[rows.probs.argmax(axis=1)])
+    report = ReportInput("t", rows, name="soft", methods={"hard": labels_only})
+    found = figures(report)
+    point = next(curve for curve in found["curves"] if curve["method"] == "hard" and curve["label"] == "yes")
+    said, true = rows.predicted == "yes", rows.truth == "yes"
+    assert point["point"] == pytest.approx([said[~true].mean(), said[true].mean()])
+    assert point["pr_point"] == pytest.approx([said[true].mean(), true[said].mean()])
+    assert "roc" not in point and {one["method"] for one in found["reliability"]} == {"soft"}
+    assert write_report(tmp_path / "report.html", report).is_file() and (tmp_path / "report_curves.png").is_file()
+
+
+def test_reliability_is_there_for_every_method_before_and_after() -> None:
+    rows = drawn(80)
+    report = ReportInput(
+        "t", rows, name="a", methods={"b": sharper(rows, 2.0)}, calibrated_methods={"b": sharper(rows, 1.1)}
+    )
+    found = [(one["method"], one["name"]) for one in figures(report)["reliability"]]
+    assert found == [("a", "as predicted"), ("b", "before calibration"), ("b", "after calibration")]
 
 
 def test_the_rows_of_a_large_table_are_the_most_wrong_and_the_least_sure() -> None:

@@ -7,18 +7,17 @@ of a row share its fold.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from models.tasks.files import write_atomically
+from models.tasks.splits import split_parts, split_share
 from models.tasks.tables import read_table, require_columns
 from train.rows import LabelledRows
 
 NEVER = -1  # the fold of a row that no fold holds out
-FINEST_PARTS = 20  # a single held-out part is some of these, so its share is right to 5 % of the rows
 
 
 def make_folds(rows: LabelledRows, *, count: int, seed: int, holdout: float | None = None) -> np.ndarray:
@@ -29,15 +28,9 @@ def make_folds(rows: LabelledRows, *, count: int, seed: int, holdout: float | No
     Refuses unlabelled rows, and fewer prompts, or rows of one label, than parts.
     """
     if holdout is None:
-        return _parts(rows, count, seed, f"folds.count={count}")
-    if not 0 < holdout < 1:
-        raise ValueError(f"folds.holdout is {holdout}, expected a share of the rows between 0 and 1, as in 0.15.")
-    # Some of many equal parts: it has the stratifying and the grouping of whole folds at any share.
-    most = max(2, min(FINEST_PARTS, _most_parts(rows)))
-    share = Fraction(holdout).limit_denominator(most)
-    share = min(max(share, Fraction(1, most)), Fraction(most - 1, most))
-    parts = _parts(rows, share.denominator, seed, f"folds.holdout={holdout}")
-    return np.where(parts < share.numerator, 0, NEVER)
+        return split_parts(rows.label_index, rows.groups, count, seed=seed, setting=f"folds.count={count}")
+    setting = f"folds.holdout={holdout}"
+    return np.where(split_share(rows.label_index, rows.groups, holdout, seed=seed, setting=setting), 0, NEVER)
 
 
 def write_folds(path: str | Path, rows: LabelledRows, folds: np.ndarray) -> None:
@@ -63,33 +56,6 @@ def read_folds(path: str | Path, rows: LabelledRows) -> np.ndarray:
     folds = np.array([by_id[row_id] for row_id in rows.ids], dtype=np.int64)
     _refuse_split_prompts(path, rows, folds)
     return folds
-
-
-def _parts(rows: LabelledRows, count: int, seed: int, setting: str) -> np.ndarray:
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    if count < 2:
-        raise ValueError(f"{setting} gives {count} part(s), expected 2 or more.")
-    most = _most_parts(rows)
-    if most < count:
-        raise ValueError(
-            f"{setting} needs {count} different prompts and {count} rows of each label, but the {len(rows)} rows are "
-            f"enough for {most}. Ask for fewer folds or give more rows."
-        )
-    folds = np.full(len(rows), NEVER, dtype=np.int64)
-    splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
-    for fold, (_, held_out) in enumerate(splitter.split(rows.label_index, rows.label_index, rows.groups)):
-        folds[held_out] = fold
-    empty = sorted(set(range(count)) - set(folds.tolist()))
-    if empty:
-        raise ValueError(f"{setting} leaves fold {empty[0]} without rows: one prompt has most of them. Ask for fewer.")
-    return folds
-
-
-def _most_parts(rows: LabelledRows) -> int:
-    """Parts that could each have a prompt of their own and a row of every label there is."""
-    counts = np.bincount(rows.label_index, minlength=len(rows.labels))
-    return int(min(len(np.unique(rows.groups)), counts[counts > 0].min(initial=len(rows))))
 
 
 def _fold_number(written: str | None, place: str) -> int:

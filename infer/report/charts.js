@@ -71,15 +71,31 @@ if (data.curves) {
   $("curve-label").addEventListener("change", drawCharts);
 }
 function curveTraces(kind, area, words, shape) {
-  return curvesShown().map((curve) => ({
+  return curvesShown().map((curve) => {
+    if (curve.point) {
+      // A way that says labels and no more: one place, no curve.
+      const [x, y] = kind === "roc" ? curve.point : curve.pr_point;
+      return {
+        type: "scatter",
+        mode: "markers",
+        x: [x],
+        y: [y],
+        name: `${curve.name} (labels only)`,
+        marker: { color: labelColour(curve.at), size: 10, symbol: "diamond" },
+        hovertemplate: words,
+        cliponaxis: false,
+      };
+    }
+    return {
     type: "scatter",
     mode: "lines",
     x: curve[kind][0],
     y: curve[kind][1],
     name: `${curve.name} (${curve[area].toFixed(3)})`,
-    line: { color: labelColour(curve.at), width: 2, shape },
+    line: { color: labelColour(curve.at), width: 2, shape, dash: curve.at < 8 ? "solid" : "dash" },
     hovertemplate: words,
-  }));
+    };
+  });
 }
 const unit = { range: [-0.005, 1.005], tickvals: [0, 0.2, 0.4, 0.6, 0.8, 1] };
 const guess = (x, y, at) => ({
@@ -137,10 +153,20 @@ chart("chart-pr", () => {
   };
 });
 
+const trustWays = [...new Set((data.reliability || []).map((table) => table.method))];
+if (data.reliability) {
+  fillSelect(
+    $("trust-way"),
+    trustWays.map((name) => [name, name]),
+  );
+  $("trust-way-field").closest("p").hidden = trustWays.length < 2;
+  $("trust-way").addEventListener("change", drawCharts);
+}
 chart("chart-reliability", () => {
-  const names = data.reliability.length > 1 ? ["soft", "accent"] : ["accent"];
+  const tables = data.reliability.filter((table) => table.method === $("trust-way").value);
+  const names = tables.length > 1 ? ["soft", "accent"] : ["accent"];
   const traces = [guess([0, 1], [0, 1])];
-  data.reliability.forEach((table, at) => {
+  tables.forEach((table, at) => {
     const look = { name: `${table.name} (error ${table.error.toFixed(3)})`, legendgroup: table.name };
     const x = table.bins.map((bin) => bin.confidence),
       rows = table.bins.map((bin) => bin.rows);
@@ -166,13 +192,13 @@ chart("chart-reliability", () => {
         showlegend: false,
         marker: { color: colour(names[at]) },
         width: 0.022,
-        offset: data.reliability.length > 1 ? (at - 1) * 0.024 : -0.011,
+        offset: tables.length > 1 ? (at - 1) * 0.024 : -0.011,
         hovertemplate: "%{y:,} rows<extra></extra>",
       },
     );
   });
   const from =
-    Math.min(...data.reliability.flatMap((table) => table.bins.map((bin) => bin.confidence)), 1 / LABELS.length) -
+    Math.min(...tables.flatMap((table) => table.bins.map((bin) => bin.confidence)), 1 / LABELS.length) -
     0.03;
   return {
     traces,

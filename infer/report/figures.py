@@ -12,7 +12,7 @@ import numpy as np
 from infer.metrics import calibration_error, reliability, score
 from infer.predictions import Predictions
 from infer.report.arena import arena_figures
-from infer.report.content import ReportInput, labelled
+from infer.report.content import ReportInput, is_hard, labelled
 from infer.report.curves import precision_recall_points, roc_points
 from infer.report.cutoff_counts import cutoff_counts
 from infer.report.rows import row_table
@@ -61,8 +61,20 @@ def curves(report: ReportInput) -> list[dict[str, Any]] | None:
         for column in sorted(commonest):
             true = truth == column
             if true.any() and not true.all():
-                found.append({"method": method, "label": known.labels[column], **_curve(true, probs[:, column])})
+                drawn = _point(true, probs[:, column]) if is_hard(known) else _curve(true, probs[:, column])
+                found.append({"method": method, "label": known.labels[column], **drawn})
     return found or None
+
+
+def _point(true: np.ndarray, given: np.ndarray) -> dict[str, Any]:
+    """Where a way that says labels and no more stands among curves: [false, true positive rate], [recall, precision].
+
+    Precision is None where it gives the label to no row.
+    """
+    said, hits = given > 0, float((given > 0)[true].sum())
+    rates = [float(said[~true].mean()), float(said[true].mean())]
+    precision = hits / float(said.sum()) if said.any() else None
+    return {"point": rates, "pr_point": [rates[1], precision], "share": float(true.mean())}
 
 
 def _curve(true: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
@@ -78,22 +90,24 @@ def _curve(true: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
 
 
 def reliabilities(report: ReportInput) -> list[dict[str, Any]]:
-    """Per table (before calibration, after it) its name, its calibration error, log loss and bins with their counts."""
-    before, after = report.before_after()
-    named = {"as predicted": before} if after is None else {"before calibration": before, "after calibration": after}
-    result = []
-    for name, table in named.items():
-        known = labelled(table)
-        assert known is not None, "the caller saw labelled rows"
-        result.append(
-            {
-                "name": name,
-                "error": calibration_error(known),
-                "log_loss": known.log_loss(),
-                "bins": reliability(known),
-            }
+    """Per way and table (before calibration, after it) its calibration error, log loss and bins with their counts.
+
+    A way that says labels and no more has none.
+    """
+    found = []
+    for method, table in report.all_methods().items():
+        before, after = table, report.calibrated_methods.get(method)
+        if method == report.name and after is None:
+            before, after = report.before_after()
+        named = (
+            {"as predicted": before} if after is None else {"before calibration": before, "after calibration": after}
         )
-    return result
+        for name, one in named.items():
+            known = labelled(one)
+            if known is not None and (len(report.methods) == 0 or not is_hard(known)):
+                figures = {"error": calibration_error(known), "log_loss": known.log_loss(), "bins": reliability(known)}
+                found.append({"method": method, "name": name, **figures})
+    return found
 
 
 def confusion(table: Predictions) -> list[list[int]]:

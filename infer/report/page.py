@@ -66,6 +66,7 @@ def html(report: ReportInput, numbers: Mapping[str, Any]) -> str:
         "arena": numbers["arena"] is not None,
         "folds": numbers["folds"] is not None or numbers["training"] is not None,
         "baselines": bool(numbers["score"]) and bool(report.baselines),
+        "tables": bool(report.tables),
     }
     score = numbers["score"]
     page = {
@@ -75,6 +76,7 @@ def html(report: ReportInput, numbers: Mapping[str, Any]) -> str:
         "tiles": tiles(score) if score else "",
         "about": about(report),
         "comparison": comparison(report.comparison),
+        "tables": "".join(map(extra_table, report.tables)),
         "confusion": matrix(report.predictions.labels, numbers["confusion"]) if numbers["confusion"] else "",
         "per_class": per_class(score["per_class"]) if score else "",
         "css": part("page.css"),
@@ -135,6 +137,9 @@ def summary(report: ReportInput, score: Mapping[str, Any] | None) -> str:
     if score is None:
         return f"{rows}. No true labels are known, so nothing here is scored."
     loss = score["log_loss"]
+    if report.methods:
+        ways = f"{len(report.methods) + 1} ways of answering. The figures, threshold and rows below are those of"
+        return f"{rows}, {ways} {escape(report.name)}."
     if not report.baselines:
         return f"{rows}. Log loss {loss:.4f}."
     name = min(report.baselines, key=lambda one: report.baselines[one])
@@ -236,8 +241,8 @@ def beside_baselines(report: ReportInput, score: Mapping[str, Any] | None) -> li
         return []
     low, high = score.get("log_loss_interval") or (None, None)
     lines: list[list[Any]] = [[report.name, score["log_loss"], low, high, True]]
-    for _, after in [report.before_after()]:
-        if after is not None and after is not report.predictions:
-            lines.append([f"{report.name}, calibrated", after.log_loss(), None, None, True])
+    after = report.before_after()[1]
+    if after is not None and after is not report.predictions:
+        lines.append([f"{report.name}, calibrated", after.log_loss(), None, None, True])
     lines += [[name, loss, None, None, False] for name, loss in report.baselines.items()]
     return sorted(lines, key=lambda line: line[1])

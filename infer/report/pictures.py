@@ -66,8 +66,15 @@ def _curves(figure: Any, curves: list[dict[str, Any]]) -> None:
     roc.plot([0, 1], [0, 1], ":", color=SOFT, linewidth=1)
     for at, curve in enumerate(curves):
         name, colour = curve["method"] if len(methods) > 1 else curve["label"], COLOURS[at % len(COLOURS)]
-        roc.plot(*curve["roc"], color=colour, label=f"{name} ({curve['auc']:.3f})")
-        pr.plot(*curve["pr"], color=colour, drawstyle="steps-pre", label=f"{name} ({curve['average_precision']:.3f})")
+        if "point" in curve:  # labels and no more
+            roc.plot(*curve["point"], "D", color=colour, label=f"{name} (labels only)")
+            if curve["pr_point"][1] is not None:
+                pr.plot(*curve["pr_point"], "D", color=colour, label=f"{name} (labels only)")
+            continue
+        style = "-" if at < len(COLOURS) else "--"
+        roc.plot(*curve["roc"], style, color=colour, label=f"{name} ({curve['auc']:.3f})")
+        precision = f"{name} ({curve['average_precision']:.3f})"
+        pr.plot(*curve["pr"], style, color=colour, drawstyle="steps-pre", label=precision)
         if at == 0 or len(methods) == 1:
             pr.axhline(curve["share"], color=colour if len(methods) == 1 else SOFT, linestyle=":", linewidth=1)
     of = f" of {curves[0]['label']}" if len(methods) > 1 else ""
@@ -80,7 +87,7 @@ def _curves(figure: Any, curves: list[dict[str, Any]]) -> None:
 def _calibration(figure: Any, numbers: Mapping[str, Any]) -> None:
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], ":", color=SOFT, linewidth=1)
-    tables = numbers["reliability"]
+    tables = [one for one in numbers["reliability"] if one["method"] == numbers["reliability"][0]["method"]]
     colours = [COLOURS[0]] if len(tables) == 1 else [SOFT, COLOURS[0]]
     for table, colour in zip(tables, colours, strict=True):
         label = f"{table['name']} (error {table['error']:.3f})"

@@ -1,0 +1,140 @@
+"""A comparison as people read it: the table in the log, and the page with curves of every way.
+
+Knows figures and tables; never how they were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infer.compare_figures import best_of, calibrated
+from infer.compare_rows import CompareRows
+from infer.compare_table import WayTable
+from infer.report import ExtraTable, ReportInput, write_report
+from models.settings import Settings
+
+DASH = "\N{EN DASH}"
+FEWEST_SHOWN = 1e-4  # a smaller p-value is said to be below it
+CALIBRATION_NOTE = (
+    "As read, and by calibrators that never saw the row they are judged on (five parts). contextual, pmi and batch "
+    "need no labels: they take out what the prompt alone favours, which helps where it is biased and harms where good "
+    "examples have already balanced it. temperature and vector are fitted on labelled rows."
+)
+HARD_NOTE = (
+    "The likeliest label of each row beside one label sampled from its probabilities, as a model asked at temperature "
+    "1 answers. Expected: exact, by the probabilities. Drawn: one draw of these rows."
+)
+DIFFER_NOTE = "The share of rows to which two ways give different labels; a row left open differs from any label."
+
+
+def printed(entries: Sequence[Mapping[str, Any]]) -> str:
+    """The comparison as lines of a fixed width, a way each; a failed one says so."""
+    rows = [shown(entry) for entry in entries]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([row.get(name, "") for name in names] for row in rows)]
+    widths = [max(len(line[at]) for line in cells) for at in range(len(names))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
+    failed = [f"{entry['way']} failed: {entry['trouble']}" for entry in entries if entry["trouble"]]
+    return "\n".join(
+        [*lines, *failed, "p: that the way is as good as the best one in this column; each pair by itself, uncorrected"]
+    )
+
+
+def shown(entry: Mapping[str, Any]) -> dict[str, str]:
+    """One way's row as it is printed and shown: what has no meaning is a dash."""
+    if entry["trouble"]:
+        return {"way": entry["way"]}
+    interval = f" ({entry['accuracy_low']:.2f} to {entry['accuracy_high']:.2f})"
+    best = entry["p_log_loss"] is None and entry["log_loss"] is not None
+    return {
+        "way": entry["way"],
+        "accuracy (95 %)": _figure(entry["accuracy"]) + interval,
+        "p": "best" if entry["p_accuracy"] is None else _chance(entry["p_accuracy"]),
+        "macro-F1": _figure(entry["macro_f1"]),
+        "log loss": _figure(entry["log_loss"]),
+        "p loss": "best" if best else _chance(entry["p_log_loss"]),
+        "loss, cal.": _figure(entry["log_loss_calibrated"]),
+        "AUC": _figure(entry["auc"]),
+        "avg prec": _figure(entry["average_precision"]),
+        "cal. error": _figure(entry["calibration_error"]),
+        "error, cal.": _figure(entry["calibration_error_calibrated"]),
+        "open": str(entry["unanswered"]),
+        "rows/s": DASH if entry["rows_per_s"] is None else f"{entry['rows_per_s']:.3g}",
+        "fit s": DASH if entry["fit_seconds"] is None else f"{entry['fit_seconds']:.1f}",
+        "MiB": DASH if entry["peak_mib"] is None else f"{entry['peak_mib']:.0f}",
+        "labels": str(entry["labelled_rows"]),
+    }
+
+
+def write_comparison_page(
+    folder: Path, settings: Settings, rows: CompareRows, tables: Mapping[str, WayTable],
+    entries: Sequence[Mapping[str, Any]], extra: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> Path:  # fmt: skip
+    """report.html of a comparison: thresholds and rows are those of the way of least log loss."""
+    scores = {entry["way"]: entry for entry in entries if not entry["trouble"]}
+    whole = {name: entry for name, entry in scores.items() if not entry["unanswered"]}
+    best = best_of(whole, "log_loss", smallest=True) or best_of(scores, "log_loss", smallest=True)
+    best = best or best_of(scores, "accuracy")
+    assert best is not None
+    answered = {name: table for name, table in tables.items() if table.answered.any()}
+    tempered = {name: calibrated(table, "temperature") for name, table in answered.items()}
+    failed = [{"way": entry["way"], "failed": entry["trouble"]} for entry in entries if entry["trouble"]]
+    report = ReportInput(
+        title=settings.name,
+        predictions=tables[best].predictions(),
+        name=best,
+        methods={name: table.predictions() for name, table in answered.items() if name != best},
+        calibrated_methods={name: table for name, table in tempered.items() if table is not None},
+        comparison=[shown(entry) for entry in entries if not entry["trouble"]],
+        tables=[
+            *([ExtraTable("These ways failed", "Their error; log.txt in their folder has all they said.", failed)]
+              if failed else []),
+            ExtraTable("Log loss by calibration", CALIBRATION_NOTE, beside(extra["calibration"], "log loss")),
+            ExtraTable("Accuracy by calibration", "The same calibrators.", beside(extra["calibration"], "accuracy")),
+            ExtraTable("Hard against soft", HARD_NOTE, extra["hard_and_soft"]),
+            ExtraTable("Where they differ", DIFFER_NOTE, extra["differences"]),
+        ],
+        texts=rows.texts,
+        strays=[(text, share) for text, share in tables[best].record.get("strays", [])],
+        unanswered=int((~tables[best].answered).sum()),
+        about={
+            "task": settings.task.name,
+            "data": settings.text.input_csv,
+            "rows": f"{rows.fit_rows} to learn from, {len(rows.ids)} to be judged by, no text in both",
+            "shown": f"{best}, the way of least log loss that answers every row",
+            "seed": str(settings.seed),
+        },
+    )  # fmt: skip
+    return write_report(folder / "report.html", report)
+
+
+def beside(lines: Sequence[Mapping[str, Any]], figure: str) -> list[dict[str, Any]]:
+    """Calibration's lines as one row for each way, a column for each calibrator."""
+    columns = list(dict.fromkeys(line["calibration"] for line in lines))
+    found: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        row = found.setdefault(line["way"], {"way": line["way"], **dict.fromkeys(columns)})
+        row[line["calibration"]] = line[figure]
+    return list(found.values())
+
+
+def _figure(value: float | None) -> str:
+    if value is None or np.isnan(value):
+        return DASH
+    return "∞" if np.isinf(value) else f"{value:.3f}"
+
+
+def _chance(value: float | None) -> str:
+    if value is None:
+        return DASH
+    return f"<{FEWEST_SHOWN:.4f}" if value < FEWEST_SHOWN else f"{value:.2g}" if value < 0.01 else f"{value:.3f}"
