@@ -19,6 +19,7 @@ Knows token ids and tensors, never text.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.tasks.arena import LABELS
+
+log = logging.getLogger("tiebreak")
 
 
 class SiameseHead(nn.Module):
@@ -120,7 +123,7 @@ def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
 
 def load_encoder(
     source: str, *, labels: Sequence[str] | None = LABELS, dropout: float | None = None, vocab_size: int | None = None,
-    whole: bool = False,
+    whole: bool = False, attention: str = "auto",
 ) -> nn.Module:  # fmt: skip
     """A sequence-classification network with an output for each label, named after it, weights in float32.
 
@@ -128,7 +131,9 @@ def load_encoder(
     dropout: overrides every dropout of the config.
     vocab_size: grows the embedding where the tokenizer has more tokens than it has rows (never shrinks it).
     whole: the head must be in the file too, as in a checkpoint of ours.
-    Raises ValueError where weights below the head are missing: they would be random, without a word.
+    attention: of a DeBERTa, see models.deberta_attention; other networks have transformers' own.
+    Raises ValueError where weights below the head are missing: they would be random, without a word; and for an
+    attention that cannot run here.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.utils import logging as transformers_logging
@@ -136,6 +141,12 @@ def load_encoder(
     from models.names import has_safetensors
 
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    is_deberta = config.model_type == DEBERTA
+    if attention != "auto" and not is_deberta:
+        raise ValueError(
+            f"model.attention={attention} is for DeBERTa, and {source} is of the kind {config.model_type}, whose "
+            "attention transformers chooses. Set model.attention=auto."
+        )
     if labels is not None:
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
@@ -165,6 +176,10 @@ def load_encoder(
             encoder.resize_token_embeddings(vocab_size, pad_to_multiple_of=8)
     finally:
         transformers_logging.set_verbosity(verbosity)
+    if is_deberta:
+        from models.deberta_attention import use_attention  # here: it imports transformers' DeBERTa
+
+        log.info(use_attention(encoder, attention))
     return encoder
 
 
@@ -223,3 +238,4 @@ def depth(name: str) -> int:
 
 
 HEAD_DEPTH = 10_000
+DEBERTA = "deberta-v2"  # versions 2 and 3, as their config.json says

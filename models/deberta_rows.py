@@ -1,0 +1,208 @@
+"""Disentangled attention by chunks of queries, without a (T, T) tensor: forward and backward in plain matrix products.
+
+The scores of a chunk of queries live while it is worked on and are computed again in the backward pass, dropout from
+the same seed. Texts of a batch are read one after another at their own lengths, so padding costs nothing and rows can
+be packed. Made for a CPU, where torch has no fused attention with the gradient of a bias, and where what fits the
+cache is worth more than a large product.
+
+Knows tensors and lengths, not networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.deberta_distances import Span
+from models.deberta_positions import Cut, Positions
+
+BLOCK_KEYS = 64
+CHUNK_BLOCKS = 4  # 256 queries: a block's window of distances is then a quarter longer than the chunk
+GROUP_SCORES = 800_000  # of the heads worked on together: they and their gradient stay in a shared cache
+# Of a text whose probabilities are kept for the backward pass. Kept, 512 tokens take 0.7 of the time and a seventh of
+# eager's memory; computed again, 1024 tokens still take less time than eager's reading of what it kept.
+KEPT_TOKENS = 512
+LEVELS = 2**16  # of the dropout's random numbers
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Where the texts of a batch stand among N tokens, and how their attention is computed.
+
+    pieces: (first token, tokens) of each text; tokens outside all pieces are padding and get zeros.
+    scale: what the scores are divided by. dropout: the share of probabilities that training drops.
+    low: the network's number of the position tables' first row.
+    """
+
+    pieces: tuple[tuple[int, int], ...]
+    span: Span
+    scale: float
+    dropout: float = 0.0
+    low: int = 0
+
+
+def attend_rows(q: Tensor, k: Tensor, v: Tensor, pos_k: Tensor | None, pos_q: Tensor | None, texts: Texts) -> Tensor:
+    """(N, heads, D) contexts.
+
+    q, k, v: (N, heads, D). pos_k, pos_q: (rows, heads, D), the position table as keys (content to position) and as
+    queries (position to content); None leaves the term out. Differentiable in all of them, once.
+    """
+    seed = draw_seed(texts.dropout)
+    given = (q, k, v, pos_k, pos_q)
+    keep = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in given)
+    with torch.autocast(q.device.type, enabled=False):  # it would round every product to half precision again
+        out: Tensor = _Attention.apply(*given, texts, seed, keep)  # type: ignore[no-untyped-call]
+    return out
+
+
+def draw_seed(dropout: float) -> int:
+    """Of a layer's dropout, from torch's own generator: a checkpointed layer draws the same number again."""
+    return int(torch.randint(2**62, ()).item()) if dropout > 0 else 0
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, pos_k, pos_q, texts: Texts, seed: int, keep: bool):  # type: ignore[no-untyped-def]
+        out = torch.zeros_like(q)
+        positions, dropout = _positions(pos_k, pos_q, texts, q), _Dropout(texts.dropout, seed)
+        kept: list[Tensor | None] = []
+        for part in _parts(q, k, v, texts, positions, dropout):
+            context = torch.empty_like(part.q)
+            for first, last in part.cut.chunks(CHUNK_BLOCKS):
+                probs = part.probs(first, last)
+                gone = dropout.draw(probs.shape)
+                if keep and part.keeps:
+                    kept += [probs.clone(), gone]
+                if gone is not None:
+                    probs.masked_fill_(gone, 0.0)
+                torch.bmm(probs, part.v, out=context[:, first:last])
+            part.put(out, context)
+        ctx.save_for_backward(q, k, v, pos_k, pos_q, out, *kept)
+        ctx.texts, ctx.seed = texts, seed
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        q, k, v, pos_k, pos_q, out, *saved = ctx.saved_tensors
+        positions, dropout = _positions(pos_k, pos_q, ctx.texts, q), _Dropout(ctx.texts.dropout, ctx.seed)
+        grads = [torch.zeros_like(one) for one in (q, k, v)]
+        kept = iter(saved)
+        for part in _parts(q, k, v, ctx.texts, positions, dropout):
+            found = part.backward(part.take(grad), part.take(out), kept)
+            for whole, one in zip(grads, found, strict=True):
+                part.put(whole, one)
+        return *grads, *positions.gradients(), None, None, None
+
+
+def _positions(pos_k: Tensor | None, pos_q: Tensor | None, texts: Texts, like: Tensor) -> Positions:
+    # Half precision is computed in float32 here: no CPU gains by rounding between the steps.
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    longest = max((Cut.of(tokens, BLOCK_KEYS).length for _, tokens in texts.pieces), default=1)
+    return Positions(
+        pos_k, pos_q, span=texts.span, low=texts.low, scale=texts.scale, longest=longest,
+        chunk=CHUNK_BLOCKS * BLOCK_KEYS, dtype=dtype, device=like.device,
+    )  # fmt: skip
+
+
+def _parts(q: Tensor, k: Tensor, v: Tensor, texts: Texts, positions: Positions, dropout: _Dropout) -> Iterator[_Part]:
+    """Some heads of one text after another, in the order that both passes take."""
+    for text in texts.pieces:
+        if not text[1]:
+            continue
+        cut = Cut.of(text[1], BLOCK_KEYS)
+        step = max(1, GROUP_SCORES // (cut.length * min(cut.length, CHUNK_BLOCKS * cut.width)))
+        for head in range(0, q.shape[1], step):
+            yield _Part(text, cut, slice(head, min(head + step, q.shape[1])), (q, k, v), texts, positions, dropout)
+
+
+class _Dropout:
+    """Which probabilities are dropped, the same ones for the same seed in the same order."""
+
+    def __init__(self, share: float, seed: int) -> None:
+        self.share = share
+        if share > 0:
+            self.generator = torch.Generator().manual_seed(seed)
+            self.below = round(share * LEVELS) - LEVELS // 2
+
+    def draw(self, shape: torch.Size) -> Tensor | None:
+        """True where a probability is dropped. Four numbers of 16 bits come from each of 64: the generator is slow."""
+        if self.share <= 0:
+            return None
+        count = shape.numel()
+        bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None, generator=self.generator)
+        return (bits.view(torch.int16)[:count] < self.below).view(shape)
+
+
+class _Part:
+    """Some heads of one text: q (divided by the scale), k and v (scaled up for the dropout), (heads, L, D) each."""
+
+    def __init__(
+        self, text: tuple[int, int], cut: Cut, heads: slice, qkv: tuple[Tensor, Tensor, Tensor], texts: Texts,
+        positions: Positions, dropout: _Dropout,
+    ) -> None:  # fmt: skip
+        self.tokens = text[1]
+        self.place = (slice(text[0], text[0] + text[1]), heads)
+        self.cut, self.heads, self.positions, self.dropout = cut, heads, positions, dropout
+        self.keeps = self.tokens <= KEPT_TOKENS
+        self.scale, self.kept_share = texts.scale, 1.0 - texts.dropout
+        self.q, self.k, self.v = (self.take(one) for one in qkv)
+        self.q.div_(self.scale)
+        self.v.div_(self.kept_share)
+
+    def take(self, whole: Tensor) -> Tensor:
+        """(heads, L, D) copy of this part of (N, heads, D), zeros behind the text's end."""
+        part = whole[self.place].transpose(0, 1)
+        into = torch.empty(
+            len(part), self.cut.length, part.shape[2], dtype=self.positions.scratch.dtype, device=whole.device
+        )
+        into[:, : self.tokens] = part
+        into[:, self.tokens :] = 0.0
+        return into
+
+    def put(self, whole: Tensor, part: Tensor) -> None:
+        whole[self.place] = part[:, : self.tokens].transpose(0, 1).to(whole.dtype)
+
+    def probs(self, first: int, last: int) -> Tensor:
+        """(heads, C, L) attention of the queries from `first` to before `last`; the next call overwrites it."""
+        q = self.q[:, first:last]
+        scores = self.positions.scratch.take("scores", len(q), last - first, self.cut.length)
+        torch.bmm(q, self.k.transpose(1, 2), out=scores)
+        self.positions.add(scores.unsqueeze(1), q.unsqueeze(1), self.k.unsqueeze(1), self.heads, self.cut, first)
+        if self.cut.length > self.tokens:
+            scores[:, :, self.tokens :] = float("-inf")
+        return torch.softmax(scores, -1, out=scores)
+
+    def backward(self, grad: Tensor, out: Tensor, kept: Iterator[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of this part's q, k and v; those of the tables are added to theirs.
+
+        kept: where this text's probabilities were, each followed by what the dropout took.
+        """
+        grad_q, grad_k, grad_v = torch.empty_like(self.q), torch.zeros_like(self.k), torch.zeros_like(self.v)
+        for first, last in self.cut.chunks(CHUNK_BLOCKS):
+            q, mine = self.q[:, first:last], grad[:, first:last]
+            if self.keeps:
+                probs, gone = next(kept), next(kept)
+                assert probs is not None, (first, last, self.tokens)
+            else:
+                probs = self.probs(first, last)
+                gone = self.dropout.draw(probs.shape)
+            scores = self.positions.scratch.take("gradients", *probs.shape)
+            torch.bmm(mine, self.v.transpose(1, 2), out=scores)
+            if gone is not None:
+                scores.masked_fill_(gone, 0.0)
+            # Softmax: dS = P * (dP - sum(P dP)), and that sum is what the output and its gradient have in common.
+            scores.sub_((mine * out[:, first:last]).sum(-1, keepdim=True)).mul_(probs)
+            if gone is not None:
+                probs = probs.masked_fill(gone, 0.0) if self.keeps else probs.masked_fill_(gone, 0.0)
+            grad_v.baddbmm_(probs.transpose(1, 2), mine)
+            grad_k.baddbmm_(scores.transpose(1, 2), q)
+            torch.bmm(scores, self.k, out=grad_q[:, first:last])
+            self.positions.add_backward(
+                scores.unsqueeze(1), q.unsqueeze(1), self.k.unsqueeze(1), grad_q[:, None, first:last],
+                grad_k.unsqueeze(1), self.heads, self.cut, first,
+            )  # fmt: skip
+        return grad_q.div_(self.scale), grad_k, grad_v.div_(self.kept_share)
