@@ -17,6 +17,7 @@ from infer.predictions import swap_average
 from infer.ranks import is_main, over_ranks
 from models.checkpoint import read_identity, write_identity
 from models.encoder import PairClassifier, load_encoder
+from models.encoder_adapters import save_encoder
 from models.precision import device_and_precision
 from models.reader import (
     FeatureScale,
@@ -112,8 +113,7 @@ class EncoderClassifier:
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        encoder: Any = self.model.encoder
-        encoder.save_pretrained(folder)
+        save_encoder(self.model.encoder, folder)
         self.tokenizer.save_pretrained(folder)
         if self.model.siamese is not None:
             save_file({k: v.contiguous().cpu() for k, v in self.model.siamese.state_dict().items()}, folder / HEAD_FILE)

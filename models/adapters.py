@@ -116,16 +116,26 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Recompute each layer's activations in the backward pass: a third more time, a fraction of the memory.
+def checkpoint_activations(model: Any, every: int = 1) -> None:
+    """Recompute the activations of every `every`-th layer in the backward pass, the first one's among them.
+
+    All of them: a third more time, a fraction of the memory.
 
     Not re-entrant: gradients reach the adapters although the embeddings, and so the layers' inputs, have none.
     """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     # The older name is deprecated from transformers 5.2x on, the newer one missing before.
     if enable := getattr(model, "activation_checkpointing_enable", None):
         enable({"use_reentrant": False})
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # By hand: not every transformers has every_n_layers.
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if every > 1 and not layers:
+        raise ValueError(f"trainer.checkpoint_every={every}: {type(model).__name__} cannot leave layers out. Set 1.")
+    for number, layer in enumerate(layers):
+        layer.gradient_checkpointing = number % every == 0
 
 
 def name_padding(tokenizer: Any) -> None:

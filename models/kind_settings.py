@@ -99,6 +99,7 @@ class EncoderModel(ModelSettings):
     pooling: str  # of texts: own is the network's own head; mean also reads the mean over the tokens
     dropout: float | None  # None keeps the model's own
     pair_features: bool  # siamese: the structural features stand beside the text
+    adapters: bool  # low-rank matrices (the group adapter) and the head train, nothing else; merged when saved
     frozen_layers: int  # 0: all train; n >= 1: the embeddings and the lowest n - 1 layers stay
     labels: dict[str, Any] | None  # texts: the checkpoint's name of a label -> ours; null leaves it out
 

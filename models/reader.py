@@ -55,13 +55,17 @@ class PairFeatures:
 
 @dataclass(frozen=True)
 class PairReader:
-    """How a checkpoint reads a row: the head's sequences within the token budget."""
+    """How a checkpoint reads a row: the head's sequences within the token budget.
+
+    multiple: a batch is padded to a multiple of so many tokens, for kernels that are compiled for each length.
+    """
 
     frame: Frame
     head: str
     budget_tokens: int
     prompt_share: float
     pad_id: int
+    multiple: int = 1
 
     def sequences(self, fields: TokenFields, swapped: bool) -> list[Any]:
         """The encoded sequences of one pair: one for the joint head; answer A's, then B's for the siamese."""
@@ -86,7 +90,7 @@ class PairReader:
         (B, E) float32 where features are given.
         """
         sequences = [one for item in items for one in self.sequences(cache[item // 2], bool(item % 2))]
-        longest = max(len(one.input_ids) for one in sequences)
+        longest = -(-max(len(one.input_ids) for one in sequences) // self.multiple) * self.multiple
         shape = (len(sequences), longest)
         ids = np.full(shape, self.pad_id, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.int64)
@@ -131,7 +135,7 @@ def load_tokenizer(source: str | Path, *, newlines: bool = True) -> Any:
     return tokenizer
 
 
-def make_reader(tokenizer: Any, *, head: str, budget_tokens: int, prompt_share: float) -> PairReader:
+def make_reader(tokenizer: Any, *, head: str, budget_tokens: int, prompt_share: float, multiple: int = 1) -> PairReader:
     """The reader of a tokenizer. Raises ValueError where the budget is too small for both answers."""
     frame = make_frame(tokenizer)
-    return PairReader(frame, head, budget_tokens, prompt_share, tokenizer.pad_token_id)
+    return PairReader(frame, head, budget_tokens, prompt_share, tokenizer.pad_token_id, multiple)

@@ -34,6 +34,7 @@ from models.run_checks import check_asked, check_calibration, check_endpoint, ch
 
 SCHEDULES = ("linear", "cosine", "constant")
 SWAPS = ("both", "random", "none")
+OPTIMIZERS = ("adamw", "adamw_plain", "adamw_8bit", "paged_adamw_8bit")
 TRACKS = ("offline", "online", "disabled")
 
 
@@ -59,6 +60,9 @@ class TrainerSettings:
     tta: bool  # predictions averaged over both orders of the answers
     precision: str
     activation_checkpointing: bool
+    checkpoint_every: int  # with activation_checkpointing: 2 recomputes every second layer, and keeps the others'
+    optimizer: str
+    compile: bool  # the network's kernels, on lengths of multiples of 64; needs Triton
     keep: str  # of a fold's evaluations: best by held-out log loss, or last, which the held-out rows had no say in
     evals_per_epoch: float  # 0.5: every second epoch
     saves_per_eval: int  # 2 and more: also saves between evaluations, so that less is lost
@@ -71,12 +75,13 @@ class TrainerSettings:
         one_of("trainer.schedule", self.schedule, SCHEDULES)
         one_of("trainer.swap", self.swap, SWAPS)
         one_of("trainer.precision", self.precision, PRECISIONS)
+        one_of("trainer.optimizer", self.optimizer, OPTIMIZERS)
         for key in ("warmup_share", "label_smoothing"):
             within(f"trainer.{key}", getattr(self, key), 0.0, 0.99)
         _check_class_weights(self.class_weights)
         within("trainer.layer_decay", self.layer_decay, 0.01, 1.0)
         within("trainer.evals_per_epoch", self.evals_per_epoch, 0.01, 1_000)
-        for key in ("batch_rows", "accumulation", "predict_batch_rows", "saves_per_eval"):
+        for key in ("batch_rows", "accumulation", "predict_batch_rows", "saves_per_eval", "checkpoint_every"):
             within(f"trainer.{key}", getattr(self, key), 1, 1_000_000)
         if self.budget_tokens is not None:
             within("trainer.budget_tokens", self.budget_tokens, 1, 1_000_000_000)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.encoder import load_encoder, masked_mean, positions
+from models.encoder_adapters import save_encoder
 from models.prompt_tokens import PromptEncoder
 from models.prompts import Piece
 
@@ -56,11 +57,12 @@ class TextNetwork(nn.Module):
 class TextEncoding:
     """Texts to token ids between the tokenizer's own marks; a control token spelt in a text is text.
 
-    max_tokens: of a text with the marks; a longer one loses its middle.
+    max_tokens: of a text with the marks; a longer one loses its middle. multiple: a batch is padded to a multiple of
+    so many tokens as far as max_tokens, for kernels that are compiled for each length.
     """
 
-    def __init__(self, tokenizer: Any, max_tokens: int) -> None:
-        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+    def __init__(self, tokenizer: Any, max_tokens: int, multiple: int = 1) -> None:
+        self.tokenizer, self.max_tokens, self.multiple = tokenizer, max_tokens, multiple
         self.encoder = PromptEncoder(tokenizer, seq2seq=True)  # with the marks at the end too
 
     def encode(self, texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
@@ -71,7 +73,9 @@ class TextEncoding:
 
     def batch(self, ids: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """The network's inputs, padded on the right: input_ids, attention_mask, (B, T) int64."""
-        shape = (len(ids), max(map(len, ids)))
+        longest = max(map(len, ids))
+        longest = max(longest, min(self.max_tokens, -(-longest // self.multiple) * self.multiple))
+        shape = (len(ids), longest)
         padded = np.full(shape, self.tokenizer.pad_token_id, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.int64)
         for row, one in enumerate(ids):
@@ -109,7 +113,7 @@ def save_text_network(network: TextNetwork, folder: Path) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    network.encoder.save_pretrained(folder)
+    save_encoder(network.encoder, folder)
     if network.mean is not None:
         state = {name: tensor.contiguous().cpu() for name, tensor in network.mean.state_dict().items()}
         save_file(state, folder / MEAN_FILE)

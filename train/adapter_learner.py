@@ -108,7 +108,7 @@ class AdapterLearner:
         self.settings, self.asked, self.base = settings, asked, asked.base
         self.model = self.base.fresh(settings.adapter, seed=seed)
         if settings.trainer.activation_checkpointing:
-            checkpoint_activations(self.base.loaded.model)
+            checkpoint_activations(self.base.loaded.model, settings.trainer.checkpoint_every)
         self.network: Any
         if self.base.head == "label":
             vocab_size = token_count(self.base.loaded.tokenizer)

@@ -5,6 +5,7 @@ Knows arena rows, tokens and settings; nothing of the training loop.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,18 @@ import numpy as np
 
 from infer.encoder import EncoderClassifier, build_model
 from infer.ranks import wait_for_all
+from models.adapters import checkpoint_activations
 from models.encoder import check_budget, freeze_lowest, load_encoder
+from models.encoder_adapters import add_adapters
 from models.names import resolve_model
 from models.reader import FeatureScale, PairReader, load_tokenizer, make_reader
 from models.settings import Settings
 from models.tasks.arena import LABELS, ArenaRow
 from models.tasks.arena_features import features
 from models.tasks.tokens import cached_fields
+from train.levers import length_multiple, rounded
+
+log = logging.getLogger("tiebreak")
 
 
 @dataclass
@@ -46,8 +52,9 @@ def prepare_rows(settings: Settings, rows: Sequence[ArenaRow], folder: Path, mai
     fields = cached_fields(rows, tokenizer, folder)
     task = settings.arena
     reader = make_reader(
-        tokenizer, head=settings.encoder.head, budget_tokens=task.budget_tokens, prompt_share=task.prompt_share
-    )
+        tokenizer, head=settings.encoder.head, budget_tokens=task.budget_tokens, prompt_share=task.prompt_share,
+        multiple=length_multiple(settings.trainer),
+    )  # fmt: skip
     lengths = np.array([reader.tokens(one) for one in fields])
     return PreparedRows(tokenizer, fields, reader, lengths, features(rows) if settings.encoder.pair_features else None)
 
@@ -99,19 +106,24 @@ def build_network(settings: Settings, tokenizer: Any, scale: Any) -> Any:
     Raises FileNotFoundError for a model that is not there, ValueError for a budget past its positions.
     """
     encoder = load_trainable(settings, tokenizer, LABELS)
-    check_budget(encoder, settings.arena.budget_tokens, settings.model.name)
+    longest = rounded(settings.arena.budget_tokens, length_multiple(settings.trainer))
+    check_budget(encoder, longest, settings.model.name)
     return build_model(encoder, settings.encoder.head, scale)
 
 
 def load_trainable(settings: Settings, tokenizer: Any, labels: Sequence[str]) -> Any:
-    """The encoder of a run with a head for these labels, as its settings have it trained: dropout, frozen layers."""
+    """The encoder of a run with a head for these labels, as its settings have it trained: dropout, adapters, frozen."""
     wanted = settings.encoder
     encoder: Any = load_encoder(
         resolve_model(wanted.name), labels=labels, dropout=wanted.dropout, vocab_size=len(tokenizer)
     )
+    if wanted.adapters:
+        add_adapters(encoder, settings.adapter)
     freeze_lowest(encoder, wanted.frozen_layers)
     if settings.trainer.activation_checkpointing:
-        # The older name is deprecated from transformers 5.2x on, the newer one missing before.
-        enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
-        enable()
+        checkpoint_activations(encoder, settings.trainer.checkpoint_every)
+    counts = [(weight.numel(), weight.requires_grad) for weight in encoder.parameters()]
+    trained, whole = sum(size for size, trains in counts if trains), sum(size for size, _ in counts)
+    if trained < whole:
+        log.info(f"{trained / 1e6:.2f} M of {whole / 1e6:.2f} M weights train")
     return encoder

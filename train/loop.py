@@ -24,6 +24,7 @@ from models.encoder import HEAD_DEPTH, depth
 from models.settings import Settings
 from train.batches import StepSampler
 from train.callbacks import StepBar
+from train.levers import trainer_switches
 from train.step import StepTrainer
 
 TRAINED_FILE = "trained.safetensors"
@@ -210,6 +211,7 @@ def training_arguments(settings: Settings, folder: Path, *, items: int, seed: in
         lr_scheduler_type="constant_with_warmup" if trainer.schedule == "constant" else trainer.schedule,
         fp16=precision == "fp16",
         bf16=precision == "bf16",
+        **trainer_switches(trainer),
         use_cpu=not torch.cuda.is_available(),  # without it two CPU ranks train alone, each as rank 0 (trap T5)
         seed=seed,
         data_seed=seed,

@@ -26,12 +26,14 @@ from train.card import write_cards
 from train.fold import FoldData, train_fold
 from train.folds import make_folds, read_folds, write_folds
 from train.learners import prepare
+from train.levers import check_levers
 from train.record import open_run, write_environment
 from train.rows import LabelledRows, read_training_rows
 
 
 def run(settings: Settings) -> dict | None:
     """Train every wanted fold and score those that are done; the metrics, in the main process. Raises ValueError."""
+    check_levers(settings)
     main = is_main()
     folder = Path(settings.run_dir)
     if main:

@@ -19,6 +19,7 @@ from models.reader import load_tokenizer
 from models.settings import Settings
 from models.text_encoder import TextNetwork
 from train.encoder_learner import load_trainable
+from train.levers import length_multiple
 
 if TYPE_CHECKING:
     from train.fold import FoldData
@@ -42,6 +43,7 @@ class TextEncoderLearner:
             self.network, tokenizer, labels, range(len(labels)), precision=settings.trainer.precision,
             max_tokens=engine.max_tokens, budget_tokens=engine.budget_tokens,
         )  # fmt: skip
+        self.reader.encoding.multiple = length_multiple(settings.trainer)
         self.classifier = TextEncoderClassifier(self.reader, base=settings.model.name)
         if data.prepared is None:
             data.prepared = self.reader.encoding.encode(["\n".join(row.fields.values()) for row in self.rows])[0]
