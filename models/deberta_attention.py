@@ -25,7 +25,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder,
 from models.deberta_bias import Masked, attend_bias
 from models.deberta_distances import Span
 from models.deberta_flex import Packed, attend_flex, block_mask, owners
-from models.deberta_rows import Texts, attend_rows
+from models.deberta_rows import Texts, attend_rows, group_texts
 
 FLEX_FROM = (8, 0)
 PACKED_SHARE = 0.95  # of a batch's positions that are tokens: packing copies every layer's hidden states once
@@ -198,7 +198,8 @@ class TieredEncoder(DebertaV2Encoder):
             ends = torch.tensor(lengths).cumsum(0).tolist()
             pieces = tuple((end - count, count) for end, count in zip(ends, lengths, strict=True))
         if self.tier == "sdpa":
-            return Texts(pieces, span, 1.0, low=low), places
+            heads = self.layer[0].attention.self.num_attention_heads
+            return Texts(group_texts(pieces, heads), span, 1.0, low=low), places
         assert places is not None
         owner = owners(torch.tensor(lengths, device=mask.device), len(places))
         return Packed(owner, max(lengths), span, 1.0, block_mask(owner), low), places

@@ -1,16 +1,16 @@
 """Disentangled attention by chunks of queries, without a (T, T) tensor: forward and backward in plain matrix products.
 
 The scores of a chunk of queries live while it is worked on and are computed again in the backward pass, dropout from
-the same seed. Texts of a batch are read one after another at their own lengths, so padding costs nothing and rows can
-be packed. Made for a CPU, where torch has no fused attention with the gradient of a bias, and where what fits the
-cache is worth more than a large product.
+the same seed. Texts of a batch are read in groups of similar length, so padding costs little and rows can be packed.
+Made for a CPU, where torch has no fused attention with the gradient of a bias, and where what fits the cache is worth
+more than a large product.
 
 Knows tensors and lengths, not networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,23 +25,59 @@ GROUP_SCORES = 800_000  # of the heads worked on together: they and their gradie
 # Of a text whose probabilities are kept for the backward pass. Kept, 512 tokens take 0.7 of the time and a seventh of
 # eager's memory; computed again, 1024 tokens still take less time than eager's reading of what it kept.
 KEPT_TOKENS = 512
+ALIKE = 0.875  # of the longest text of a group: what shorter ones are padded to costs less than a round of their own
 LEVELS = 2**16  # of the dropout's random numbers
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Where the texts of a batch stand among N tokens, and how their attention is computed.
+class Group:
+    """Texts of about one length, worked on together. cut: of all of them, at the length of the longest.
 
-    pieces: (first token, tokens) of each text; tokens outside all pieces are padding and get zeros.
-    scale: what the scores are divided by. dropout: the share of probabilities that training drops.
-    low: the network's number of the position tables' first row.
+    places: (B, L) where their tokens stand among the N; any place where a text has ended. padding: (B, L) true there,
+    None where every text fills the cut.
     """
 
-    pieces: tuple[tuple[int, int], ...]
+    places: Tensor
+    cut: Cut
+    padding: Tensor | None
+    longest: int
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a batch among N tokens, and how their attention is computed.
+
+    groups: tokens of no text are padding and get zeros. scale: what the scores are divided by.
+    dropout: the share of probabilities that training drops. low: the network's number of the tables' first row.
+    """
+
+    groups: tuple[Group, ...]
     span: Span
     scale: float
     dropout: float = 0.0
     low: int = 0
+
+
+def group_texts(pieces: Sequence[tuple[int, int]], heads: int) -> tuple[Group, ...]:
+    """The texts at (first token, tokens), in groups of similar length while their scores are few."""
+    groups: list[list[tuple[int, int]]] = []
+    for piece in sorted((one for one in pieces if one[1]), key=lambda one: -one[1]):
+        longest = groups[-1][0][1] if groups else 0
+        scores = heads * longest * min(longest, CHUNK_BLOCKS * BLOCK_KEYS)
+        room = bool(groups) and (len(groups[-1]) + 1) * scores <= GROUP_SCORES
+        if room and piece[1] >= ALIKE * longest:
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    return tuple(_group(one) for one in groups)
+
+
+def _group(pieces: list[tuple[int, int]]) -> Group:
+    starts, tokens = torch.tensor(pieces).unsqueeze(-1).unbind(1)  # (B, 1) each
+    cut = Cut.of(pieces[0][1], BLOCK_KEYS)
+    steps = torch.arange(cut.length)
+    padding = steps >= tokens
+    return Group(starts + torch.minimum(steps, tokens - 1), cut, padding if padding.any() else None, pieces[0][1])
 
 
 def attend_rows(q: Tensor, k: Tensor, v: Tensor, pos_k: Tensor | None, pos_q: Tensor | None, texts: Texts) -> Tensor:
@@ -78,7 +114,7 @@ class _Attention(torch.autograd.Function):
                     kept += [probs.clone(), gone]
                 if gone is not None:
                     probs.masked_fill_(gone, 0.0)
-                torch.bmm(probs, part.v, out=context[:, first:last])
+                torch.bmm(_flat(probs), _flat(part.v), out=_flat(context[:, :, first:last]))
             part.put(out, context)
         ctx.save_for_backward(q, k, v, pos_k, pos_q, out, *kept)
         ctx.texts, ctx.seed = texts, seed
@@ -101,7 +137,7 @@ class _Attention(torch.autograd.Function):
 def _positions(pos_k: Tensor | None, pos_q: Tensor | None, texts: Texts, like: Tensor) -> Positions:
     # Half precision is computed in float32 here: no CPU gains by rounding between the steps.
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    longest = max((Cut.of(tokens, BLOCK_KEYS).length for _, tokens in texts.pieces), default=1)
+    longest = max((group.cut.length for group in texts.groups), default=1)
     return Positions(
         pos_k, pos_q, span=texts.span, low=texts.low, scale=texts.scale, longest=longest,
         chunk=CHUNK_BLOCKS * BLOCK_KEYS, dtype=dtype, device=like.device,
@@ -109,14 +145,13 @@ def _positions(pos_k: Tensor | None, pos_q: Tensor | None, texts: Texts, like: T
 
 
 def _parts(q: Tensor, k: Tensor, v: Tensor, texts: Texts, positions: Positions, dropout: _Dropout) -> Iterator[_Part]:
-    """Some heads of one text after another, in the order that both passes take."""
-    for text in texts.pieces:
-        if not text[1]:
-            continue
-        cut = Cut.of(text[1], BLOCK_KEYS)
-        step = max(1, GROUP_SCORES // (cut.length * min(cut.length, CHUNK_BLOCKS * cut.width)))
+    """Some heads of one group after another, in the order that both passes take."""
+    for group in texts.groups:
+        length = group.cut.length
+        scores = len(group.places) * length * min(length, CHUNK_BLOCKS * group.cut.width)
+        step = max(1, GROUP_SCORES // scores)
         for head in range(0, q.shape[1], step):
-            yield _Part(text, cut, slice(head, min(head + step, q.shape[1])), (q, k, v), texts, positions, dropout)
+            yield _Part(group, slice(head, min(head + step, q.shape[1])), (q, k, v), texts, positions, dropout)
 
 
 class _Dropout:
@@ -138,71 +173,73 @@ class _Dropout:
 
 
 class _Part:
-    """Some heads of one text: q (divided by the scale), k and v (scaled up for the dropout), (heads, L, D) each."""
+    """Some heads of a group: q (divided by the scale), k and v (scaled up for the dropout), (heads, B, L, D) each."""
 
     def __init__(
-        self, text: tuple[int, int], cut: Cut, heads: slice, qkv: tuple[Tensor, Tensor, Tensor], texts: Texts,
-        positions: Positions, dropout: _Dropout,
+        self, group: Group, heads: slice, qkv: tuple[Tensor, Tensor, Tensor], texts: Texts, positions: Positions,
+        dropout: _Dropout,
     ) -> None:  # fmt: skip
-        self.tokens = text[1]
-        self.place = (slice(text[0], text[0] + text[1]), heads)
-        self.cut, self.heads, self.positions, self.dropout = cut, heads, positions, dropout
-        self.keeps = self.tokens <= KEPT_TOKENS
+        self.group, self.cut, self.heads = group, group.cut, heads
+        self.positions, self.dropout = positions, dropout
+        self.keeps = group.longest <= KEPT_TOKENS
         self.scale, self.kept_share = texts.scale, 1.0 - texts.dropout
         self.q, self.k, self.v = (self.take(one) for one in qkv)
         self.q.div_(self.scale)
         self.v.div_(self.kept_share)
 
     def take(self, whole: Tensor) -> Tensor:
-        """(heads, L, D) copy of this part of (N, heads, D), zeros behind the text's end."""
-        part = whole[self.place].transpose(0, 1)
-        into = torch.empty(
-            len(part), self.cut.length, part.shape[2], dtype=self.positions.scratch.dtype, device=whole.device
-        )
-        into[:, : self.tokens] = part
-        into[:, self.tokens :] = 0.0
-        return into
+        """(heads, B, L, D) copy of this part of (N, heads, D), zeros behind a text's end."""
+        part = whole[:, self.heads][self.group.places].to(self.positions.scratch.dtype)  # (B, L, heads, D)
+        if self.group.padding is not None:
+            part.masked_fill_(self.group.padding[:, :, None, None], 0.0)
+        return part.permute(2, 0, 1, 3).contiguous()
 
     def put(self, whole: Tensor, part: Tensor) -> None:
-        whole[self.place] = part[:, : self.tokens].transpose(0, 1).to(whole.dtype)
+        """Write (heads, B, L, D) to its places in (N, heads, D)."""
+        places, part = self.group.places, part.permute(1, 2, 0, 3).to(whole.dtype)
+        if self.group.padding is not None:
+            places, part = places[~self.group.padding], part[~self.group.padding]
+        whole[:, self.heads][places] = part
 
     def probs(self, first: int, last: int) -> Tensor:
-        """(heads, C, L) attention of the queries from `first` to before `last`; the next call overwrites it."""
-        q = self.q[:, first:last]
-        scores = self.positions.scratch.take("scores", len(q), last - first, self.cut.length)
-        torch.bmm(q, self.k.transpose(1, 2), out=scores)
-        self.positions.add(scores.unsqueeze(1), q.unsqueeze(1), self.k.unsqueeze(1), self.heads, self.cut, first)
-        if self.cut.length > self.tokens:
-            scores[:, :, self.tokens :] = float("-inf")
+        """(heads, B, C, L) attention of the queries from `first` to before `last`; the next call overwrites it."""
+        q = self.q[:, :, first:last]
+        scores = self.positions.scratch.take("scores", *q.shape[:3], self.cut.length)
+        torch.bmm(_flat(q), _flat(self.k).transpose(1, 2), out=_flat(scores))
+        self.positions.add(scores, q, self.k, self.heads, self.cut, first)
+        if self.group.padding is not None:
+            scores.masked_fill_(self.group.padding[:, None], float("-inf"))
         return torch.softmax(scores, -1, out=scores)
 
     def backward(self, grad: Tensor, out: Tensor, kept: Iterator[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of this part's q, k and v; those of the tables are added to theirs.
 
-        kept: where this text's probabilities were, each followed by what the dropout took.
+        kept: where this group's probabilities were, each followed by what the dropout took.
         """
         grad_q, grad_k, grad_v = torch.empty_like(self.q), torch.zeros_like(self.k), torch.zeros_like(self.v)
         for first, last in self.cut.chunks(CHUNK_BLOCKS):
-            q, mine = self.q[:, first:last], grad[:, first:last]
+            q, mine, to_q = (one[:, :, first:last] for one in (self.q, grad, grad_q))
             if self.keeps:
                 probs, gone = next(kept), next(kept)
-                assert probs is not None, (first, last, self.tokens)
+                assert probs is not None, (first, last, self.cut)
             else:
                 probs = self.probs(first, last)
                 gone = self.dropout.draw(probs.shape)
             scores = self.positions.scratch.take("gradients", *probs.shape)
-            torch.bmm(mine, self.v.transpose(1, 2), out=scores)
+            torch.bmm(_flat(mine), _flat(self.v).transpose(1, 2), out=_flat(scores))
             if gone is not None:
                 scores.masked_fill_(gone, 0.0)
             # Softmax: dS = P * (dP - sum(P dP)), and that sum is what the output and its gradient have in common.
-            scores.sub_((mine * out[:, first:last]).sum(-1, keepdim=True)).mul_(probs)
+            scores.sub_((mine * out[:, :, first:last]).sum(-1, keepdim=True)).mul_(probs)
             if gone is not None:
                 probs = probs.masked_fill(gone, 0.0) if self.keeps else probs.masked_fill_(gone, 0.0)
-            grad_v.baddbmm_(probs.transpose(1, 2), mine)
-            grad_k.baddbmm_(scores.transpose(1, 2), q)
-            torch.bmm(scores, self.k, out=grad_q[:, first:last])
-            self.positions.add_backward(
-                scores.unsqueeze(1), q.unsqueeze(1), self.k.unsqueeze(1), grad_q[:, None, first:last],
-                grad_k.unsqueeze(1), self.heads, self.cut, first,
-            )  # fmt: skip
+            _flat(grad_v).baddbmm_(_flat(probs).transpose(1, 2), _flat(mine))
+            _flat(grad_k).baddbmm_(_flat(scores).transpose(1, 2), _flat(q))
+            torch.bmm(_flat(scores), _flat(self.k), out=_flat(to_q))
+            self.positions.add_backward(scores, q, self.k, to_q, grad_k, self.heads, self.cut, first)
         return grad_q.div_(self.scale), grad_k, grad_v.div_(self.kept_share)
+
+
+def _flat(part: Tensor) -> Tensor:
+    """(heads, B, C, D) as (heads B, C, D), of the same memory also where C is a part of the tokens."""
+    return part.view(-1, *part.shape[2:])

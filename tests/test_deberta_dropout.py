@@ -9,7 +9,7 @@ from torch import Tensor
 from models import deberta_bias, deberta_rows
 from models.deberta_bias import Masked, attend_bias
 from models.deberta_distances import Span
-from models.deberta_rows import Texts, attend_rows
+from models.deberta_rows import Texts, attend_rows, group_texts
 
 
 def leaves(tokens: int, rows: int, *shape: int) -> list[Tensor]:
@@ -23,7 +23,7 @@ def test_gradients_of_rows_hold_with_dropout(kept: int, monkeypatch: pytest.Monk
     """Against differences of the outputs: the backward pass drops what the forward pass dropped."""
     for name, value in {"BLOCK_KEYS": 3, "CHUNK_BLOCKS": 2, "GROUP_SCORES": 40, "KEPT_TOKENS": kept}.items():
         monkeypatch.setattr(deberta_rows, name, value)
-    texts = Texts(((0, 8), (8, 3)), Span(4, 8, 4), 2.0, dropout=0.3)
+    texts = Texts(group_texts(((0, 8), (8, 3)), 2), Span(4, 8, 4), 2.0, dropout=0.3)
 
     def attend(*given: Tensor) -> Tensor:
         torch.manual_seed(5)
@@ -50,7 +50,8 @@ def test_dropout_drops_its_share_and_keeps_the_mean(way: str) -> None:
     q, k, v, pos_k, pos_q = (one.detach() for one in leaves(200, 8))
     torch.manual_seed(0)
     if way == "rows":
-        found = attend_rows(q, k, torch.ones_like(v), pos_k, pos_q, Texts(((0, 200),), Span(4, 8, 4), 40.0, 0.25))
+        texts = Texts(group_texts(((0, 200),), 2), Span(4, 8, 4), 40.0, 0.25)
+        found = attend_rows(q, k, torch.ones_like(v), pos_k, pos_q, texts)
     else:
         how = Masked(torch.ones(1, 1, 200, dtype=torch.bool), Span(4, 8, 4), 40.0, 0.25)
         found = attend_bias(q[None], k[None], torch.ones_like(v)[None], pos_k, pos_q, how)
