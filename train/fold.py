@@ -186,6 +186,7 @@ def _attempt(
         "learning_rate": rate,
         "steps": state.global_step,
         "best_step": state.best_global_step,
+        "budget_tokens": loop.micro.budget_tokens,  # less than asked where memory ran out
         "log": [entry for entry in state.log_history if "eval_log_loss" in entry or "loss" in entry],
     }
     return learner, story

@@ -34,6 +34,7 @@ from transformers import BertConfig, BertForSequenceClassification, DebertaV2Con
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from infer.encoder import build_model
+from models.encoder import PairClassifier
 from models.names import resolve_model
 from models.reader import PairReader, load_tokenizer, make_reader
 from models.tasks.arena import read_rows
@@ -99,8 +100,8 @@ def describe(way: str, steps: Steps, lengths: np.ndarray) -> Line:
     return Line(way, 1 - int(lengths.sum()) / sum(read), len(parts) / len(steps), max(read))
 
 
-def make_network(kind: str, tokenizer: Any, reader: PairReader, *, hidden: int, layers: int) -> torch.nn.Module:
-    """A PairClassifier of random weights."""
+def make_network(kind: str, tokenizer: Any, reader: PairReader, *, hidden: int, layers: int) -> PairClassifier:
+    """A network of random weights."""
     shape: dict[str, Any] = {
         "vocab_size": len(tokenizer), "hidden_size": hidden, "num_hidden_layers": layers,
         "num_attention_heads": max(1, hidden // HEADS), "intermediate_size": 4 * hidden, "num_labels": 3,
@@ -108,9 +109,11 @@ def make_network(kind: str, tokenizer: Any, reader: PairReader, *, hidden: int, 
         "pad_token_id": reader.pad_id,
     }  # fmt: skip
     if kind == "deberta":
-        relative = {"relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm"}
-        attention = {"pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_biased_input": False}
-        encoder: Any = DebertaV2ForSequenceClassification(DebertaV2Config(**shape, **relative, **attention))
+        shape |= {
+            "relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+            "pos_att_type": ["p2c", "c2p"], "position_biased_input": False,
+        }  # fmt: skip
+        encoder: Any = DebertaV2ForSequenceClassification(DebertaV2Config(**shape))
     else:
         encoder = BertForSequenceClassification(BertConfig(**shape))
     return build_model(encoder, reader.head, None)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import resource
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from batches import Job, make_network, train_epoch, write_json
+from batches import Job, clock, make_network, train_epoch, write_json
 from soft_classification import commit
 from soft_worker import hardware
 
@@ -89,15 +88,16 @@ class Stage:
 
 
 class Stages:
-    """Runs stages one after the other and prints a line for each."""
+    """Runs stages one after the other and prints a line for each; on a CPU in processor seconds, see batches.py."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self.device = device
         self.done: list[Stage] = []
 
     def run(self, name: str, rows: int, work: Callable[[], Result], *, whole: bool = True) -> Result:
-        started = time.perf_counter()
+        started = clock(self.device)
         result = work()
-        seconds = time.perf_counter() - started
+        seconds = clock(self.device) - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         self.done.append(Stage(name, rows, seconds, peak, whole))
         print(self.done[-1].line, flush=True)
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all figures there")
     options = parser.parse_args()
     tokenizer = load_tokenizer(resolve_model(options.model or options.tokenizer))
-    stages, count = Stages(), options.rows
+    stages, count = Stages(options.device), options.rows
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file = folder / "train.csv"
