@@ -7,7 +7,7 @@ What else can be fitted, to the raw log_probs of a language model, stands in ans
 """
 
 import hashlib
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from infer.files import write_json
 from infer.predictions import PROB_FLOOR, Predictions
+from models.tasks.files import read_record, told_of
 
 # Twenty times sharper or softer than the model: a fit that ends here saw too few errors to say more.
 TEMPERATURE_RANGE = (1 / 20, 20.0)
@@ -127,13 +128,17 @@ def write_calibration(path: str | Path, temperature: float, fitted_on: Predictio
 
 def read_calibration(path: str | Path, labels: tuple[str, ...]) -> float:
     """The temperature in calibration.json. Refuses one that was fitted on other labels."""
-    record = json.loads(Path(path).read_text(encoding="utf-8"))
-    if record.get("method") != "temperature" or tuple(record.get("labels", ())) != tuple(labels):
+    record = read_record(path)
+    if record.get("method") != "temperature" or record.get("labels") != list(labels):
         raise ValueError(
             f"{path} holds method {record.get('method')!r} for labels {record.get('labels')}, expected a temperature "
             f"for {list(labels)}. Fit it again on this task's held-out table."
         )
-    return float(record["temperature"])
+    with told_of(path, "holds no temperature"):
+        temperature = float(record["temperature"])
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"{temperature}, expected a number above 0")
+        return temperature
 
 
 def _log_probs(predictions: Predictions) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 
 from infer.calibration_methods import METHODS, Parameters, apply_parameters
 from infer.files import write_json
+from models.tasks.files import read_record, told_of
 
 FORMAT = 1  # of the file; another number means that its fields mean something else
 
@@ -76,19 +77,14 @@ def load_calibrator(path: str | Path) -> Calibrator:
         raise FileNotFoundError(
             f"{path} does not exist, expected a saved calibrator. Fit one first (calibration.fit=temperature)."
         )
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}), expected a saved calibrator. Fit it again.") from error
-    if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
+    record = read_record(path)
+    if record.pop("format", None) != FORMAT:
         raise ValueError(
             f'{path} does not say "format": {FORMAT}, expected a calibrator of raw log_probs. Fit it again, or give '
             "the file that calibration.fit wrote."
         )
-    try:
+    with told_of(path, "holds no calibrator"):
         return Calibrator(**record)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def check_columns(log_probs: np.ndarray, labels: Sequence[Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from infer.predictions import Predictions
-from models.tasks.files import write_atomically
+from models.tasks.files import told_of, write_atomically
 
 RULE = "cutoff"  # what the file says of itself
 DIGITS = range(2, 10)  # of a written threshold: float32 tells nine apart
@@ -159,14 +159,15 @@ def read_cutoff(path: str | Path, labels: Sequence[str]) -> Cutoff:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"decision={path} does not exist, expected a file that the report's button saved.")
-    try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    with told_of(f"decision={path}", "holds no cutoff"):
+        try:
+            record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"no YAML: {error}") from error
         if record["rule"] != RULE:
             raise ValueError(f"rule {record['rule']!r}, expected {RULE}")
         label = None if record["label"] is None else str(record["label"])
         found = Cutoff(tuple(map(str, record["labels"])), label, float(record["at_least"]), float(record["below"]))
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"decision={path} holds no cutoff ({error!r}). Save it in the report again.") from error
     _check_labels(found.labels, tuple(labels), f"decision={path}")
     return found
 

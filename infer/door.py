@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from infer.logs import indented
 from infer.overrides import (
     KIND_KEYS,
     KINDS,
@@ -61,7 +62,8 @@ def open_door(run: Callable[[Settings], Any]) -> None:
             if os.environ.get("TIEBREAK_TRACEBACK"):
                 traceback.print_exc()
             elif rank() == 0 or isinstance(error, OSError | MemoryError):  # one process's own disk or memory
-                print(f"error: {error}\n(TIEBREAK_TRACEBACK=1 shows where it came from)", file=sys.stderr)
+                said = indented(str(error))
+                print(f"error: {said}\n(TIEBREAK_TRACEBACK=1 shows where it came from)", file=sys.stderr)
             sys.exit(2)
 
     sys.argv = [written[0], *as_meant(written[1:])]

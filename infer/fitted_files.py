@@ -5,14 +5,14 @@ Knows files; never what a part predicts.
 
 from __future__ import annotations
 
-import json
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from infer.files import write_json
-from models.tasks.files import write_atomically
+from models.tasks.files import read_record, told_of, write_atomically
 
 SETTINGS_FILE = "settings.json"
 # The types of scikit-learn that skops does not trust by itself; anything else in a file is refused.
@@ -53,4 +53,10 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path} does not exist, expected a folder that save() wrote. Fit and save the classifier first."
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    content = read_record(path)
+    with told_of(path, "is no saved classifier's"):
+        names = [content["kind"], *content["parts"]]
+        # A part is a file beside this one: a folder from someone else must not lead out of itself.
+        if not isinstance(content["settings"], dict) or not all(re.fullmatch(r"\w+", name) for name in names):
+            raise ValueError(f"kind and parts {names}, expected words, and settings as an object")
+    return content

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from infer.files import read_frame, write_frame
+from models.tasks.files import told_of
 
 SUM_TOLERANCE = 1e-4  # float16 logits still give rows this close to one; a forgotten softmax does not
 # Where a logarithm is taken, no probability counts as less: float32's resolution beside a 1 in the same row.
@@ -137,14 +138,15 @@ class Predictions:
     @classmethod
     def read(cls, path: str | Path) -> "Predictions":
         """The table that write() wrote. Refuses a file without an id column or p_<label> columns."""
-        frame = read_frame(path, text=("id", "label", "predicted"))
+        with told_of(path, "is no table"):
+            frame = read_frame(path, text=("id", "label", "predicted"))
         labels = tuple(c[2:] for c in map(str, frame.columns) if c.startswith("p_") and c != OTHER_COLUMN)
         if "id" not in frame or not labels:
             raise ValueError(
                 f"{path} has columns {list(frame.columns)}, expected id and one p_<label> per label. "
                 "Give a table that Predictions.write wrote, such as heldout.csv."
             )
-        try:
+        with told_of(path, "is no table of predictions"):
             return cls(
                 ids=frame["id"].astype(str).to_numpy(dtype=object),
                 labels=labels,
@@ -153,8 +155,6 @@ class Predictions:
                 truth=_truth_column(frame["label"]) if "label" in frame else None,
                 fold=frame["fold"].to_numpy() if "fold" in frame else None,
             )
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
 
 
 def join(parts: Sequence[Predictions]) -> Predictions:

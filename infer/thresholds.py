@@ -8,7 +8,6 @@ are fitted on held-out rows, and judged on rows they were not fitted on. Knows t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from infer.calibration import crossfit_parts
 from infer.files import write_json
 from infer.predictions import PROB_FLOOR, Predictions
+from models.tasks.files import read_record, told_of
 
 FORMAT = 1
 METRICS = ("macro_f1", "balanced_accuracy", "accuracy")
@@ -126,16 +126,13 @@ def read_decision(path: str | Path, labels: Sequence[str]) -> Decision:
         raise FileNotFoundError(
             f"decision={path} does not exist, expected a decision.json. A run writes one: python -m train."
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+    with told_of(f"decision={path}", "holds no decision weights"):
+        content = read_record(path)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, expected {FORMAT}")
         weights = np.array(content["weights"], dtype=np.float64)
-        found = Decision(
-            tuple(content["labels"]), weights, content["metric"], content["rows"], content["plain"], content["decided"]
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"decision={path} holds no decision weights ({error!r}). Make it again.") from error
+        given = tuple(map(str, content["labels"]))
+        found = Decision(given, weights, content["metric"], content["rows"], content["plain"], content["decided"])
     if found.labels != tuple(labels):
         raise ValueError(
             f"decision={path} has weights for the labels {', '.join(found.labels)}, not {', '.join(labels)} in this "

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from models.tasks.files import read_record, told_of
+
 FORMAT = 1
 IDENTITY = "tiebreak.json"
 
@@ -28,17 +30,16 @@ def read_identity(folder: Path, *, task: str | None = None, labels: Sequence[str
     path = folder / IDENTITY
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no {IDENTITY}: it is no Tiebreak checkpoint, or was not copied whole.")
-    try:
-        identity = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}). Copy the checkpoint again, or train the fold again.") from None
-    if identity.get("format", 0) > FORMAT:
-        raise ValueError(f"{path} has format {identity['format']}; this version reads up to {FORMAT}. Update tiebreak.")
+    identity = read_record(path)
+    with told_of(path, "is no checkpoint's identity"):
+        number, names = int(identity.get("format", 0)), [str(label) for label in identity.get("labels", ())]
+    if number > FORMAT:
+        raise ValueError(f"{path} has format {number}; this version reads up to {FORMAT}. Update tiebreak.")
     if task is not None and identity.get("task") != task:
         raise ValueError(f"{folder} was trained for the task {identity.get('task')!r}, not {task!r}.")
-    if labels is not None and tuple(identity.get("labels", ())) != tuple(labels):
+    if labels is not None and names != list(labels):
         raise ValueError(
-            f"{folder} has the labels {identity.get('labels')} in this order, not {list(labels)}: its columns would be "
+            f"{folder} has the labels {names} in this order, not {list(labels)}: its columns would be "
             "read as the wrong answers. Use a checkpoint of this task, or train again."
         )
-    return dict(identity)
+    return identity

@@ -101,10 +101,10 @@ def test_a_missing_or_broken_file_is_refused_with_what_to_do(tmp_path: Path) -> 
     with pytest.raises(FileNotFoundError, match=r"calibration\.fit"):
         load_calibrator(tmp_path / "none.json")
     (tmp_path / "half.json").write_text('{"format": 1, "meth')
-    with pytest.raises(ValueError, match=r"half.json is not JSON"):
+    with pytest.raises(ValueError, match=r"half.json is damaged"):
         load_calibrator(tmp_path / "half.json")
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"list.json does not say"):
+    with pytest.raises(ValueError, match=r"list.json is damaged \(list, expected a JSON object"):
         load_calibrator(tmp_path / "list.json")
 
 

@@ -126,7 +126,7 @@ def test_a_file_that_is_no_table_is_refused_with_its_columns(tmp_path: Path) -> 
     ):
         Predictions.read(path)
     path.write_text("id,p_a,p_b\n1,0.5,0.9\n")
-    with pytest.raises(ValueError, match=r"submission.csv: .*sum to one"):
+    with pytest.raises(ValueError, match=r"submission.csv .*sum to one"):
         Predictions.read(path)
 
 

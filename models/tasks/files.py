@@ -1,12 +1,21 @@
-"""Puts a finished file in its place in one step, so that a crash leaves the older file or none; knows no format."""
+"""Puts a finished file in its place in one step, so that a crash leaves the older file or none; reads small records.
+
+A record is a JSON object, perhaps damaged, or from someone else: what its values raise is told with the file's name.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+# What values of another type or size than expected raise, wherever they are used first.
+_MISFITS = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
+SHOWN = 600  # characters of an error
 
 
 @contextmanager
@@ -38,3 +47,24 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError naming the file where it is damaged or no object."""
+    path = Path(path)
+    with told_of(path, "is damaged"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"{type(content).__name__}, expected a JSON object")
+        return content
+
+
+@contextmanager
+def told_of(path: str | Path, what: str) -> Iterator[None]:
+    """Turns what a file's values raise in the block into a ValueError: "PATH what (the error, in short)."."""
+    try:
+        yield
+    except _MISFITS as error:
+        said = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        said = said if len(said) <= SHOWN else said[:SHOWN] + "..."
+        raise ValueError(f"{path} {what} ({said}). Copy it again, or make it again.") from error

@@ -17,6 +17,7 @@ JSON_ENDINGS = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 PARQUET_ENDINGS = (".parquet", ".pq")
 # .tsv is left out: such files often hold bare quotes as text, which a CSV reader would take for its own.
 CSV_ENDINGS = (".csv", ".csv.gz", ".zip")
+_DAMAGE = (OSError, EOFError, zlib.error, zipfile.BadZipFile)  # what unpacking a damaged file raises
 
 
 @contextmanager
@@ -113,18 +114,22 @@ def _text_refusals(path: Path) -> Iterator[None]:
         raise
     except PermissionError as error:
         raise ValueError(f"{path} may not be read ({error.strerror}). Give yourself the right, or copy it.") from error
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path} cannot be unpacked ({error}). Fetch it again: it is damaged or cut off.") from error
 
 
 def _bad_line(path: Path) -> str:
     """A second look, by lines: the stream decodes ahead of the rows, so its own error knows no line."""
+    number = 0
     with _open_binary(path) as binary:
-        for number, line in enumerate(binary, 1):
-            try:
+        try:
+            for line in binary:
+                number += 1
                 line.decode("utf-8", "surrogatepass")
-            except UnicodeDecodeError as error:
-                return f"line {number} is not UTF-8 (byte 0x{line[error.start]:02x}, {error.reason})"
+        except UnicodeDecodeError as error:
+            return f"line {number} is not UTF-8 (byte 0x{line[error.start]:02x}, {error.reason})"
+        except _DAMAGE:
+            return f"line {number + 1} is not UTF-8, and the file is damaged"
     raise AssertionError(f"{path}: every line is UTF-8, the whole was not")
 
 

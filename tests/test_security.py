@@ -1,0 +1,107 @@
+"""What SECURITY.md says is kept out: code in weights, paths that lead out of a folder, forged lines, formulas, keys."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from infer.fitted_files import load_fitted, save_fitted
+from infer.logs import indented, open_log, plain
+
+SOURCES = [path for folder in ("models", "infer", "train") for path in (ROOT / folder).rglob("*.py")]
+FORGED = "x\nFORGED 1\r\nFORGED 2\x1b[31m\u2028FORGED 3\u202e"
+
+
+def calls_of(path: Path) -> list[tuple[str, ast.Call]]:
+    """(the dotted name that is called, the call) of a source file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [(ast.unparse(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def test_no_code_of_a_model_is_ever_run() -> None:
+    """Every from_pretrained of transformers says trust_remote_code=False, and no config can say otherwise."""
+    seen = 0
+    for path in SOURCES:
+        for name, call in calls_of(path):
+            if not name.endswith(".from_pretrained") or name.startswith("Peft"):
+                continue
+            seen += 1
+            said = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            assert said.get("trust_remote_code") == "False" or "arguments" in said.get(None, ""), f"{path}: {name}"
+    assert seen >= 8
+    assert all("trust_remote_code" not in path.read_text() for path in (ROOT / "conf").rglob("*.yaml"))
+
+
+def test_nothing_is_unpickled_and_nothing_is_unpacked_into_a_folder() -> None:
+    refused = re.compile(
+        r"^(pickle|joblib|dill|cloudpickle)\.|^torch\.load$|\.extractall$|unpack_archive$|^eval$|^exec$"
+    )
+    for path in SOURCES:
+        for name, call in calls_of(path):
+            assert not refused.search(name), f"{path}, line {call.lineno}: {name}"
+            assert "allow_pickle=True" not in ast.unparse(call), f"{path}, line {call.lineno}: {name}"
+            if re.fullmatch(r"yaml\.\w+", name):
+                assert name in ("yaml.safe_load", "yaml.safe_dump"), f"{path}, line {call.lineno}: {name}"
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/b", "..", ""])
+def test_a_saved_classifier_names_no_part_outside_its_folder(name: str, tmp_path: Path) -> None:
+    save_fitted(tmp_path / "inside", "tfidf", {}, {"words": [1, 2]})
+    save_fitted(tmp_path, "tfidf", {}, {"outside": [3]})
+    assert load_fitted(tmp_path / "inside", "tfidf")[1] == {"words": [1, 2]}
+    path = tmp_path / "inside" / "settings.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"parts": [name]}))
+    with pytest.raises(ValueError, match=r"settings\.json is no saved classifier's"):
+        load_fitted(tmp_path / "inside", "tfidf")
+
+
+def test_a_lines_control_characters_are_written_out(tmp_path: Path) -> None:
+    assert plain(FORGED) == "x\nFORGED 1\\r\nFORGED 2\\x1b[31m\\u2028FORGED 3\\u202e"
+    assert indented("a\nb") == "a\n  b"
+    log = open_log(tmp_path / "run.log", main=True)
+    log.info(f"row {FORGED}\n2020-01-01 00:00:00  all is well")
+    for handler in log.handlers:
+        handler.flush()
+    lines = (tmp_path / "run.log").read_text().split("\n")
+    assert sum(bool(re.match(r"\d{4}-", line)) for line in lines) == 1, lines
+    logging.getLogger("tiebreak").handlers.clear()
+
+
+def test_a_file_cannot_forge_a_line_of_the_commands_output(tmp_path: Path) -> None:
+    """A column's name is what an error shows as it is; cells are shown in quotes, with their line ends written out."""
+    pd.DataFrame({"id": ["1"], FORGED: ["a"], "label": ["positive"]}).to_csv(tmp_path / "in.csv", index=False)
+    asked = ["+experiment=reviews_soft", f"task.input_csv={tmp_path / 'in.csv'}", f"output={tmp_path / 'out.csv'}"]
+    done = subprocess.run([sys.executable, "-m", "infer", *asked], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "FORGED" in done.stderr
+    assert not re.search(r"(?m)^FORGED|[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u202e]", done.stdout + done.stderr)
+
+
+def test_keys_in_the_environment_stand_in_no_file_and_no_line(
+    tmp_path: Path, tiny_encoder: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A whole training with its record, its log, its card and its report."""
+    from conftest import tiny_run
+
+    from train.run import run as train
+
+    secrets = {
+        name: f"sk-planted-{name.lower()}" for name in ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "MY_PASSWORD")
+    }
+    for name, secret in secrets.items():
+        monkeypatch.setenv(name, secret)
+    train(tiny_run(tmp_path, tiny_encoder, "report=true"))
+    said = capfd.readouterr()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"environment.json", "config.yaml", "report.html"} <= {path.name for path in files}
+    for secret in secrets.values():
+        assert secret not in said.out + said.err
+        assert all(secret.encode() not in path.read_bytes() for path in files)
