@@ -50,6 +50,7 @@ def compare(settings: Settings, ways: Sequence[Way]) -> Path:
     if tables:
         entries = rows_of(done, tables, rows, seed=settings.seed)
         write_frame(pd.DataFrame(entries, columns=list(COLUMNS)), output)
+        tables = {entry["way"]: tables[entry["way"]] for entry in entries if entry["trouble"] is None}  # the best first
         extra = {
             "calibration": calibration_rows(tables),
             "hard_and_soft": hard_rows(tables, seed=settings.seed),

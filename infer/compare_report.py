@@ -5,6 +5,7 @@ Knows figures and tables; never how they were made.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,18 @@ DASH = "\N{EN DASH}"
 FEWEST_SHOWN = 1e-4  # a smaller p-value is said to be below it
 CALIBRATION_NOTE = (
     "As read, and by calibrators that never saw the row they are judged on (five parts). contextual, pmi and batch "
-    "need no labels: they take out what the prompt alone favours, which helps where it is biased and harms where good "
-    "examples have already balanced it. temperature and vector are fitted on labelled rows."
+    "need no labels: they take out what the prompt, or the rows' mean, favours, which helps a prompt that leans and "
+    "harms one that its examples have balanced. temperature and vector are fitted on labelled rows."
 )
 HARD_NOTE = (
     "The likeliest label of each row beside one label sampled from its probabilities, as a model asked at temperature "
     "1 answers. Expected: exact, by the probabilities. Drawn: one draw of these rows."
+)
+COLUMNS_NOTE = (
+    "p: McNemar's exact test of the accuracy against the best one's; p loss: paired bootstrap of the log loss; each "
+    "pair by itself. cal.: after a temperature fitted on other rows. open: rows without an answer, wrong in accuracy "
+    "and macro-F1, left out of the rest. rows/s: of reading, loading aside. MiB: of the process, at its most. labels: "
+    "labelled rows that it learns from or shows as examples."
 )
 DIFFER_NOTE = "The share of rows to which two ways give different labels; a row left open differs from any label."
 
@@ -69,7 +76,7 @@ def shown(entry: Mapping[str, Any]) -> dict[str, str]:
         "cal. error": _figure(entry["calibration_error"]),
         "error, cal.": _figure(entry["calibration_error_calibrated"]),
         "open": str(entry["unanswered"]),
-        "rows/s": DASH if entry["rows_per_s"] is None else f"{entry['rows_per_s']:.3g}",
+        "rows/s": DASH if entry["rows_per_s"] is None else _rate(entry["rows_per_s"]),
         "fit s": DASH if entry["fit_seconds"] is None else f"{entry['fit_seconds']:.1f}",
         "MiB": DASH if entry["peak_mib"] is None else f"{entry['peak_mib']:.0f}",
         "labels": str(entry["labelled_rows"]),
@@ -111,8 +118,10 @@ def write_comparison_page(
             "task": settings.task.name,
             "data": settings.text.input_csv,
             "rows": f"{rows.fit_rows} to learn from, {len(rows.ids)} to be judged by, no text in both",
+            "columns": COLUMNS_NOTE,
             "shown": f"{best}, the way of least log loss that answers every row",
             "seed": str(settings.seed),
+            "command": " ".join(["python -m infer", *sys.argv[1:]]),
         },
     )  # fmt: skip
     return write_report(folder / "report.html", report)
@@ -132,6 +141,10 @@ def _figure(value: float | None) -> str:
     if value is None or np.isnan(value):
         return DASH
     return "∞" if np.isinf(value) else f"{value:.3f}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}" if value < 10 else f"{value:.1f}"
 
 
 def _chance(value: float | None) -> str:

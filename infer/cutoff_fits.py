@@ -48,6 +48,8 @@ def cheapest(
     for name, price in (("false_alarm", false_alarm), ("miss", miss), ("person", person)):
         if price is not None and not (np.isfinite(price) and price >= 0):
             raise ValueError(f"{name} is {price}, expected a price of 0 or more.")
+    if not len(predictions):
+        raise ValueError("The table has 0 rows, expected at least one to price. Check which rows were predicted.")
     thresholds, right, said = _at_or_above(predictions, label)
     thresholds, right, said = np.append(thresholds, 1.0), np.append(right, 0), np.append(said, 0)
     if thresholds[-2] == 1.0:  # rows at 1 itself can be refused by no threshold
@@ -66,6 +68,8 @@ def cheapest(
 
 def _at_or_above(predictions: Predictions, label: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """((K,) rising thresholds, (K,) rows right from each on, (K,) rows given a label from each on)."""
+    if label is not None and label not in predictions.labels:
+        raise ValueError(f"label is {label!r}, expected one of {', '.join(predictions.labels)}.")
     column = None if label is None else predictions.labels.index(label)
     scores, given, _ = sides(predictions.probs, column)
     order = np.sort(scores)

@@ -169,3 +169,11 @@ def test_a_file_without_a_cutoff_is_refused(tmp_path: Path, text: str) -> None:
 def test_thresholds_that_cross_or_are_no_probabilities_are_refused(at_least: float, below: float) -> None:
     with pytest.raises(ValueError, match="expected 0 <= below <= at_least <= 1"):
         Cutoff(LABELS, "yes", at_least, below)
+
+
+def test_what_no_cutoff_can_be_fitted_on_is_refused_by_name() -> None:
+    rows = drawn(20)
+    with pytest.raises(ValueError, match="label is 'maybe', expected one of no, yes"):
+        cheapest(rows, "maybe", false_alarm=1, miss=1)
+    with pytest.raises(ValueError, match="0 rows"):
+        cheapest(rows.take([]), "yes", false_alarm=1, miss=1)

@@ -276,6 +276,24 @@ def test_texts_are_joined_by_the_id_that_the_task_used(tmp_path: Path, id_column
     assert column_texts(tmp_path / "my.csv", np.array(["1"], dtype=object), "text", id_column) == {"1": expected}
 
 
+def test_texts_come_from_any_file_that_a_task_reads(tmp_path: Path) -> None:
+    (tmp_path / "skills.csv").write_text("Skill;label\nPython, advanced;Hard\nTact;Soft\n")
+    ids = np.array(["0", "1"], dtype=object)
+    assert column_texts(tmp_path / "skills.csv", ids, "Skill", "auto") == {"0": "Python, advanced", "1": "Tact"}
+    (tmp_path / "my.jsonl").write_text('{"id": "a", "text": "one"}\n{"id": "b", "text": null}\n')
+    found = column_texts(tmp_path / "my.jsonl", np.array(["a", "b"], dtype=object), "text", "auto")
+    assert found == {"a": "one", "b": ""}
+
+
+def test_a_run_takes_its_texts_from_the_column_that_is_named(tmp_path: Path) -> None:
+    rows = drawn(20)
+    rows.write(tmp_path / "heldout.csv")
+    (tmp_path / "config.yaml").write_text("name: mine\ntask: {name: text, text_column: body}\n")
+    (tmp_path / "my.csv").write_text("id,words\nrow0,hello there\n")
+    assert main([str(tmp_path), "--texts", str(tmp_path / "my.csv"), "--text-column", "words"]) == 0
+    assert ["hello there"] in [row[5] for row in page_data(tmp_path / "report.html")["rows"]["rows"]]
+
+
 def test_texts_of_another_table_are_refused(tmp_path: Path) -> None:
     (tmp_path / "my.csv").write_text("id,text\n1,one\n")
     with pytest.raises(ValueError, match="none of the ids, the first of which is 'x'"):

@@ -258,3 +258,12 @@ def test_paper_is_light_and_fits(browser: Any, report_path: Path, tmp_path: Path
     opened.emulate_media(media="screen")
     wait_for(opened, "theme", "dark")
     context.close()
+
+
+def test_the_reliability_of_another_way_is_drawn_once_it_is_chosen(page: Any) -> None:
+    from infer.metrics import calibration_error
+
+    names = "document.getElementById('chart-reliability').data.map((trace) => trace.name)"
+    assert f"after calibration (error {calibration_error(sharper(predictions(), 1.2)):.3f})" in page.evaluate(names)
+    page.locator("#trust-way").select_option("sharper")
+    assert f"as predicted (error {calibration_error(sharper(predictions(), 2.0)):.3f})" in page.evaluate(names)

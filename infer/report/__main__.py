@@ -17,14 +17,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="a run folder with heldout.csv, or a table with p_<label> columns")
     parser.add_argument("--out", type=Path, help="the page; default: report.html in the folder, or beside the table")
     parser.add_argument("--texts", type=Path, help="the table of the rows' texts; default: as the run's settings say")
-    parser.add_argument("--text-column", default="text", help="its column of texts (default: text)")
+    parser.add_argument("--text-column", help="its column of texts; default: as the run's settings say, else text")
     given = parser.parse_args(arguments)
     from infer.report import write_report
     from infer.report.run_folder import from_run, from_table
 
     try:
         if given.run.is_dir():
-            content, beside = from_run(given.run, texts=given.texts), given.run / "report.html"
+            content, beside = (
+                from_run(given.run, texts=given.texts, text_column=given.text_column),
+                given.run / "report.html",
+            )
         else:
             content = from_table(given.run, texts=given.texts, text_column=given.text_column)
             beside = given.run.with_name(f"{given.run.name}.report.html")

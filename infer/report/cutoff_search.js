@@ -43,14 +43,10 @@ function push(which, position) {
 dragHandle($("handle-low"), "low");
 dragHandle($("handle-high"), "high");
 
-function bounds(mode, from) {
-  // the rows' own range, so that a search never names a threshold beyond them
-  return mode.thresholds.map((_, at) => at).filter((at) => mode.thresholds[at] >= from);
-}
 function findTarget(figure, target, sure) {
   const { mode } = state,
     reaches = [];
-  for (const at of bounds(mode, 0)) {
+  for (const at of mode.thresholds.keys()) {
     const now = figuresAt(mode, at, at),
       right = now.hits[mode.column] ?? 0;
     const value = {
@@ -89,7 +85,7 @@ $("target-form").addEventListener("submit", (event) => {
 // Total price for every pair low <= high in one pass: what is under `low` and what is from `high` on add up.
 function findCheapest(alarm, miss, person) {
   const { mode } = state,
-    places = bounds(mode, 0),
+    places = [...mode.thresholds.keys()],
     at = places.map((place) => figuresAt(mode, place, place));
   let best = null,
     low = 0,

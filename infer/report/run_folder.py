@@ -20,16 +20,20 @@ from infer.files import read_frame, read_json
 from infer.predictions import OTHER_COLUMN, Predictions
 from infer.report.content import ArenaFacts, ReportInput
 from models.kind_settings import AUTO
+from models.tasks.tables import stream_table, table_columns
 
 ARENA_TEXTS = {"prompt": "prompt", "response_a": "answer a", "response_b": "answer b"}
+CHUNK_ROWS = 4096
 Texts = str | Mapping[str, str]
 
 
-def from_run(folder: str | Path, *, texts: str | Path | Mapping[str, str] | None = None) -> ReportInput:
+def from_run(
+    folder: str | Path, *, texts: str | Path | Mapping[str, str] | None = None, text_column: str | None = None
+) -> ReportInput:
     """The report of a training run: its held-out table, scored and set beside its baselines.
 
-    texts: the table of labelled rows, or id -> text; None looks where the run's own settings say. Refuses a folder
-    without the held-out table.
+    texts: the table of labelled rows, or id -> text; None looks where the run's own settings say. text_column: of that
+    table; None: as the run's settings have it. Refuses a folder without the held-out table.
     """
     folder = Path(folder)
     if not (folder / "heldout.csv").is_file():
@@ -49,7 +53,8 @@ def from_run(folder: str | Path, *, texts: str | Path | Mapping[str, str] | None
     elif isinstance(texts, Mapping):
         row_texts = texts
     elif source.is_file():
-        row_texts = column_texts(source, heldout.ids, task.get("text_column", "text"), task.get("id_column", AUTO))
+        column = text_column or task.get("text_column", "text")
+        row_texts = column_texts(source, heldout.ids, column, task.get("id_column", AUTO))
     temperature = metrics.get("temperature", 1)
     return ReportInput(
         title=str(config.get("name") or folder.name),
@@ -75,12 +80,13 @@ def from_run(folder: str | Path, *, texts: str | Path | Mapping[str, str] | None
 
 
 def from_table(
-    path: str | Path, *, texts: str | Path | Mapping[str, str] | None = None, text_column: str = "text"
+    path: str | Path, *, texts: str | Path | Mapping[str, str] | None = None, text_column: str | None = None
 ) -> ReportInput:
     """The report of a table that `python -m infer` wrote; rows without an answer are counted and left out.
 
     Where logp_ columns show that the probabilities are calibrated ones, the raw ones stand beside them. texts: the
-    table that was read, or id -> text; None takes the column `text_column` of this one, where it was kept.
+    table that was read, or id -> text; None takes the column `text_column` of this one, where it was kept. text_column:
+    None: as the run had it.
     """
     path = Path(path)
     frame = read_frame(path, text=("id", "label", "predicted"))
@@ -94,6 +100,7 @@ def from_table(
         raise ValueError(f"{path} has no row with an answer, so there is nothing to show. Ask again, or another way.")
     predictions = _table(frame[answered], named, probs[answered])
     settings = record.get("identity", {})
+    text_column = text_column or str(settings.get("task.text_column", "text"))
     row_texts: Mapping[str, str]
     if isinstance(texts, Mapping):
         row_texts = texts
@@ -139,18 +146,23 @@ def arena_facts(source: Path, table: Predictions, folder: Path) -> tuple[ArenaFa
 
 
 def column_texts(source: Path, ids: np.ndarray, text_column: str, id_column: str | None) -> dict[str, str]:
-    """id -> text of a table's rows. id_column as the text task has it: auto is `id` where there is one, None no column;
-    rows are numbered from 0 then. Refuses columns that are not there, and ids of which the table has none.
+    """id -> text of a table's rows, whatever kind of file the task can read.
+
+    id_column as the text task has it: auto is `id` where there is one, None no column; rows are numbered from 0 then.
+    Refuses columns that are not there, and ids of which the table has none.
     """
-    frame = read_frame(source, text=tuple(name for name in (id_column, text_column, "id") if name))
+    columns = table_columns(source)
     if id_column == AUTO:
-        id_column = "id" if "id" in frame else None
+        id_column = "id" if "id" in columns else None
     for name in (text_column, id_column):
-        if name is not None and name not in frame:
-            raise ValueError(f"{source} has columns {list(frame.columns)}, not '{name}'. Name it: --text-column.")
-    names = frame.index.astype(str) if id_column is None else frame[id_column].astype(str)
-    wanted = set(ids)
-    found = {row_id: str(text) for row_id, text in zip(names, frame[text_column], strict=True) if row_id in wanted}
+        if name is not None and name not in columns:
+            raise ValueError(f"{source} has columns {list(columns)}, not '{name}'. Name it: --text-column.")
+    wanted, found = set(ids), dict[str, str]()
+    for table in stream_table(source, CHUNK_ROWS, list(dict.fromkeys(filter(None, (text_column, id_column))))):
+        texts = table.frame[text_column].tolist()
+        names = range(table.first, table.first + len(texts)) if id_column is None else table.frame[id_column].tolist()
+        pairs = ((str(name), text) for name, text in zip(names, texts, strict=True))
+        found |= {name: str(text or "") for name, text in pairs if name in wanted}
     if not found:
         raise ValueError(
             f"{source} has none of the ids, the first of which is {ids[0]!r}. Give the table of these rows."
