@@ -62,13 +62,14 @@ def test_speeds_stand_beside_the_default(
     for line in by_way.values():
         assert line["against_dynamic"] == pytest.approx(line["rows_per_s"] / by_way["dynamic"]["rows_per_s"])
     assert "| tokens |" in capsys.readouterr().out and {"hardware", "commit", "options"} <= set(found)
+    assert found["command"].startswith("python scripts/bench/batches.py --source")
 
 
 def test_both_ways_learn_from_the_same_seeds_and_are_read_at_the_same_rows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_encoder: str
 ) -> None:
     found = run(learning, monkeypatch, tmp_path, tiny_encoder, "--seeds", "2", "--epochs", "1")
-    dynamic, tokens = found["curves"]
+    dynamic, tokens = found["lines"]
     assert [point[0] for point in dynamic["points"]] == [point[0] for point in tokens["points"]]
     assert dynamic["points"][-1][0] == 24  # four fifths of 30 rows
     assert all(0.5 < loss < 2 for _, loss, _ in dynamic["points"] + tokens["points"])
@@ -83,6 +84,6 @@ def test_the_road_of_all_rows_is_timed_stage_by_stage(
     monkeypatch.setattr(sys, "argv", ["pipeline", *given])
     pipeline.main()
     found = json.loads((tmp_path / "found.json").read_text())
-    assert [stage["rows"] for stage in found["stages"]] == [60] * 6 + [120, 16, 10, 60]
-    assert [stage["name"] for stage in found["stages"] if not stage["whole"]] == [pipeline.TRAIN, pipeline.PREDICT]
+    assert [stage["rows"] for stage in found["lines"]] == [60] * 6 + [120, 16, 10, 60]
+    assert [stage["name"] for stage in found["lines"] if not stage["whole"]] == [pipeline.TRAIN, pipeline.PREDICT]
     assert "15 steps an epoch" in capsys.readouterr().out

@@ -158,3 +158,34 @@ def test_the_steps_are_the_same_whatever_the_budget(tiny_encoder: str, tmp_path:
     ]  # fmt: skip
     assert seen[0] == seen[1]
     assert np.unique([item // 2 for items in seen[0] for item in items]).size == 44
+
+
+@pytest.mark.gpu
+def test_a_full_gpu_makes_the_parts_smaller_and_the_step_stays(tiny_encoder: str, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU")
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    wide = str(tmp_path / "wide")  # activations of 200 MB beside weights of 15
+    AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(wide)
+    shape = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+    config = BertConfig.from_pretrained(tiny_encoder, **shape)
+    BertForSequenceClassification(config).save_pretrained(wide)
+    options = ("trainer.batch_rows=64", "trainer.max_grad_norm=1e9")
+    plain = trainer(tmp_path / "plain", wide, *options, rows=pair_rows(128))
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    plain.train()
+    most = torch.cuda.max_memory_reserved()
+    full = trainer(tmp_path / "full", wide, *options, rows=pair_rows(128))
+    torch.cuda.empty_cache()
+    least = torch.cuda.memory_reserved()
+    try:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction((least + (most - least) / 2) / total)
+        full.train()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert full.micro.budget_tokens < plain.micro.budget_tokens
+    for one, other in zip(plain.model.parameters(), full.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-3)  # Adam's first steps are as large as the rate

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -203,10 +205,14 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
 
 
 def write_json(path: Path, bench: str, options: argparse.Namespace, found: dict[str, Any]) -> None:
-    """The figures with what they were measured on."""
+    """The figures with the command and what they were measured on; `found` outranks these."""
+    command = shlex.join(["python", f"scripts/bench/{bench}.py", *sys.argv[1:]])
     asked = {name: str(value) for name, value in vars(options).items()}
     where = {"hardware": hardware(options.device, 1), "torch": torch.__version__, "commit": commit()}
-    path.write_text(json.dumps({"bench": bench, "options": asked} | where | found, indent=1) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps({"bench": bench, "command": command, "options": asked} | where | found, indent=1) + "\n",
+        encoding="utf-8",
+    )
 
 
 def main() -> None:

@@ -96,7 +96,7 @@ def main() -> None:
     curves = learn(options, job, tokenizer)
     print("\n".join(curve_lines(curves)))
     if options.json:
-        write_json(options.json, "batches_learning", options, {"curves": [asdict(one) for one in curves]})
+        write_json(options.json, "batches_learning", options, {"lines": [asdict(one) for one in curves]})
 
 
 if __name__ == "__main__":

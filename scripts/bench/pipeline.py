@@ -189,7 +189,7 @@ def main() -> None:
     )
     print(f"everything else {whole:.0f} s; {hardware(options.device, 1)}, commit {commit()}")
     if options.json:
-        found = {"stages": [asdict(one) for one in stages.done], "padding": padding}
+        found = {"lines": [asdict(one) for one in stages.done], "padding": padding}
         write_json(options.json, "pipeline", options, found)
 
 
