@@ -12,6 +12,7 @@ from typing import Any
 from models.choices import one_of, within
 
 HEADS = ("joint", "siamese")
+ATTENTIONS = ("auto", "eager", "sdpa", "flex")
 TEXT_POOLINGS = ("own", "mean")
 QUANTIZATIONS = ("none", "nf4")
 AUTO = "auto"
@@ -97,6 +98,7 @@ class EncoderModel(ModelSettings):
 
     head: str  # of pairs of answers
     pooling: str  # of texts: own is the network's own head; mean also reads the mean over the tokens
+    attention: str  # of a DeBERTa: the same results by other kernels, see models.deberta_attention
     dropout: float | None  # None keeps the model's own
     pair_features: bool  # siamese: the structural features stand beside the text
     adapters: bool  # low-rank matrices (the group adapter) and the head train, nothing else; merged when saved
@@ -106,6 +108,7 @@ class EncoderModel(ModelSettings):
     def __post_init__(self) -> None:
         one_of("model.head", self.head, HEADS)
         one_of("model.pooling", self.pooling, TEXT_POOLINGS)
+        one_of("model.attention", self.attention, ATTENTIONS)
         if self.dropout is not None:
             within("model.dropout", self.dropout, 0.0, 0.9)
         if self.pair_features and self.head != "siamese":

@@ -222,7 +222,7 @@ FREE_KEYS = {
     "out_dir", "output", "track.wandb", "track.project", "engine.budget_tokens", "generation.batch_rows",
     "endpoint.url", "endpoint.key_variable", "endpoint.workers", "endpoint.timeout_s", "endpoint.attempts",
     "endpoint.stop_after", "compare.ways", "compare.only", "compare.per_class", "compare.test_share", "compare.learn",
-    "compare.way",
+    "compare.way", "model.attention",
 }  # fmt: skip
 
 

@@ -115,8 +115,9 @@ def load_trainable(settings: Settings, tokenizer: Any, labels: Sequence[str]) ->
     """The encoder of a run with a head for these labels, as its settings have it trained: dropout, adapters, frozen."""
     wanted = settings.encoder
     encoder: Any = load_encoder(
-        resolve_model(wanted.name), labels=labels, dropout=wanted.dropout, vocab_size=len(tokenizer)
-    )
+        resolve_model(wanted.name), labels=labels, dropout=wanted.dropout, vocab_size=len(tokenizer),
+        attention=wanted.attention,
+    )  # fmt: skip
     if wanted.adapters:
         add_adapters(encoder, settings.adapter)
     freeze_lowest(encoder, wanted.frozen_layers)
