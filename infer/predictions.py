@@ -12,13 +12,12 @@ import numpy as np
 import pandas as pd
 
 from infer.files import read_frame, write_frame
+from infer.prediction_checks import check_ids, check_labels, check_probs, check_shapes, check_truth, first_ids
 from models.tasks.files import told_of
 
-SUM_TOLERANCE = 1e-4  # float16 logits still give rows this close to one; a forgotten softmax does not
 # Where a logarithm is taken, no probability counts as less: float32's resolution beside a 1 in the same row.
 PROB_FLOOR = 1e-7
 OTHER_COLUMN = "p_other"
-NAMED_IN_ERRORS = 3  # ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +44,11 @@ class Predictions:
                 store(self, name, _read_only(getattr(self, name), dtype))
         if self.fold is not None:
             store(self, "fold", _read_only(_whole_numbers(self.fold), np.int64))
-        _check_labels(self.labels)
-        _check_shapes(self)
-        _check_ids(self.ids)
-        _check_probs(self)
-        _check_truth(self)
+        check_labels(self.labels)
+        check_shapes(self)
+        check_ids(self.ids)
+        check_probs(self)
+        check_truth(self)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,7 +68,7 @@ class Predictions:
             raise ValueError("This table has no true labels (column 'label'), expected one per row. Use labelled rows.")
         index = np.asarray(pd.Index(self.labels).get_indexer(pd.Index(self.truth)))
         if (index < 0).any():
-            unknown = _first(self.ids[index < 0])
+            unknown = first_ids(self.ids[index < 0])
             raise ValueError(
                 f"The true label of ids {unknown} is unknown, expected one per row. Leave them out: take()."
             )
@@ -107,7 +106,7 @@ class Predictions:
         position = np.asarray(pd.Index(self.ids, dtype=object).get_indexer(pd.Index(wanted, dtype=object)))
         if (position < 0).any():
             raise ValueError(
-                f"{(position < 0).sum()} of {len(wanted)} ids have no prediction: {_first(wanted[position < 0])}. "
+                f"{(position < 0).sum()} of {len(wanted)} ids have no prediction: {first_ids(wanted[position < 0])}. "
                 "Predict these rows too, or check that both files are of the same rows."
             )
         return self.take(position)
@@ -214,7 +213,7 @@ def align_like(table: Predictions, pattern: Predictions, name: str) -> Predictio
     _check_same_labels(pattern, table, name)
     aligned = table.align(pattern.ids)
     if len(table) > len(pattern):
-        extra = _first(np.setdiff1d(table.ids, pattern.ids))
+        extra = first_ids(np.setdiff1d(table.ids, pattern.ids))
         raise ValueError(f"{name} has {len(table)} rows, expected {len(pattern)}; only there: {extra}. Use equal rows.")
     if aligned.truth is not None and pattern.truth is not None and (aligned.truth != pattern.truth).any():
         row = int(np.flatnonzero(aligned.truth != pattern.truth)[0])
@@ -239,61 +238,9 @@ def _whole_numbers(fold: Any) -> np.ndarray:
     return fold
 
 
-def _check_labels(labels: tuple[str, ...]) -> None:
-    if len(labels) < 2 or len(set(labels)) < len(labels) or not all(isinstance(x, str) and x for x in labels):
-        raise ValueError(f"labels are {labels}, expected at least two different, non-empty names. Check the label set.")
-    if "other" in labels:
-        raise ValueError("A label is named 'other', but column p_other is the mass outside the labels. Use 'Other'.")
-
-
-def _check_shapes(table: Predictions) -> None:
-    rows = len(table.ids)
-    expected = {"ids": (rows,), "probs": (rows, len(table.labels)), "other": (rows,), "truth": (rows,), "fold": (rows,)}
-    for name, shape in expected.items():
-        column = getattr(table, name)
-        if column is not None and column.shape != shape:
-            raise ValueError(f"{name} has shape {column.shape}, expected {shape}: one entry for each of {rows} ids.")
-
-
-def _check_ids(ids: np.ndarray) -> None:
-    for row_id in ids:
-        if not isinstance(row_id, str):  # a 64-bit id that went through a float column is another id
-            raise ValueError(f"id {row_id!r} is {type(row_id).__name__}, expected text. Read ids with dtype=str.")
-    repeated = pd.Index(ids).duplicated()
-    if repeated.any():
-        raise ValueError(f"{repeated.sum()} ids stand twice: {_first(ids[repeated])}. Each row needs its own id.")
-
-
-def _check_probs(table: Predictions) -> None:
-    bad = ~(np.isfinite(table.probs) & (table.probs >= 0)).all(axis=1)
-    bad |= np.abs(table.probs.sum(axis=1, dtype=np.float64) - 1) > SUM_TOLERANCE
-    if bad.any():
-        row = int(bad.argmax())
-        raise ValueError(
-            f"{bad.sum()} rows are not probabilities; id {table.ids[row]!r} has {table.probs[row].tolist()}, expected "
-            f"finite, non-negative numbers that sum to one within {SUM_TOLERANCE}. Apply a softmax over the labels."
-        )
-    outside = ~((table.other >= 0) & (table.other <= 1 + SUM_TOLERANCE))  # NaN fails both
-    if outside.any():
-        row = int(outside.argmax())
-        raise ValueError(f"other is {table.other[row]} for id {table.ids[row]!r}, expected a probability from 0 to 1.")
-
-
-def _check_truth(table: Predictions) -> None:
-    if table.truth is None:
-        return
-    for row_id, label in zip(table.ids, table.truth, strict=True):
-        if label is not None and label not in table.labels:
-            raise ValueError(f"The true label of id {row_id!r} is {label!r}, expected one of {table.labels} or None.")
-
-
 def _check_same_labels(first: Predictions, table: Predictions, name: str) -> None:
     if table.labels != first.labels:
         raise ValueError(f"{name} has labels {table.labels}, expected {first.labels} in this order. Use one task.")
-
-
-def _first(ids: np.ndarray) -> str:
-    return ", ".join(repr(str(i)) for i in ids[:NAMED_IN_ERRORS]) + (", ..." if len(ids) > NAMED_IN_ERRORS else "")
 
 
 def _truth_column(column: pd.Series) -> np.ndarray:
