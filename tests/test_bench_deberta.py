@@ -1,0 +1,70 @@
+"""`scripts/bench/deberta.py` on a toy network, and `scripts/results_table.py` on what it wrote."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path += [str(ROOT / "scripts" / "bench"), str(ROOT / "scripts")]
+bench = importlib.import_module("deberta")
+shapes = importlib.import_module("deberta_shapes")
+results_table = importlib.import_module("results_table")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "deberta.json"
+    bench.main(
+        ["--shape", "toy", "--lengths", "16,600", "--tokens", "64", "--rounds", "1", "--device", "cpu",
+         "--tiers", "eager,sdpa,flex,flashdeberta", "--json", str(path)]
+    )  # fmt: skip
+    return path
+
+
+def test_every_tier_is_a_line_with_figures_or_a_reason(written: Path) -> None:
+    found = json.loads(written.read_text())
+    lines = {(line["lengths"], line["tier"]): line for line in found["lines"]}
+    assert "this is a CPU" in lines["any", "flex"]["cannot"]
+    assert "--dropout 0" in lines["any", "flashdeberta"]["cannot"]
+    assert lines["16", "eager"]["rows"] == 4 and lines["600", "eager"]["rows"] == 1
+    for name in ("16", "600"):
+        sdpa = lines[name, "sdpa"]
+        assert sdpa["difference"] < 1e-4 and sdpa["step_s"] > 0 and sdpa["peak_mib"] > 0
+        assert sdpa["step_x"] == pytest.approx(lines[name, "eager"]["step_s"] / sdpa["step_s"])
+        assert sdpa["peak_x"] == pytest.approx(sdpa["peak_mib"] / lines[name, "eager"]["peak_mib"])
+
+
+def test_the_work_is_that_of_the_matrices() -> None:
+    """One layer of 2 units, one text of 3 tokens: twelve 2 x 2 matrices, five distances, nine scores twice."""
+    expected = 2 * 3 * 12 * 4 + 2 * 2 * 3 * 5 * 2 + 2 * 2 * 9 * 2 + 2 * 2 * 5 * 4
+    assert shapes.forward_flops(shapes.Shape(1, 2), [3]) == expected
+
+
+def test_lines_become_a_table(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results_table.main([str(written), "--columns", "lengths,tier,step_x,cannot"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("`python scripts/bench/deberta.py --shape toy") and "torch" in lines[0]
+    assert lines[2] == "| lengths | tier | step x | cannot |" and len(lines) == 4 + 6
+
+
+def test_figures_have_three_digits() -> None:
+    assert [results_table.cell(one) for one in (None, 1234.5, 0.98765, 2.5e-7, 12, "a|b", 0.0)] == [
+        "", "1,234", "0.988", "2.5e-07", "12", "a\\|b", "0",
+    ]  # fmt: skip
+
+
+def test_a_file_of_no_benchmark_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text('{"lines": [{"a": 1}]}')
+    with pytest.raises(SystemExit, match="no lines of a benchmark"):
+        results_table.main([str(path)])
+
+
+def test_an_unknown_column_is_refused_with_those_that_are_there(written: Path) -> None:
+    with pytest.raises(SystemExit, match=r"--columns speed: deberta has lengths, rows, tier"):
+        results_table.main([str(written), "--columns", "speed"])
