@@ -7,7 +7,6 @@ Writes the usual table, and beside it what reading cost. A way that learns in a 
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -92,6 +91,8 @@ def peak_mib() -> float:
         found = next((line for line in lines if line.startswith("VmHWM:")), None)
         if found is not None:
             return int(found.split()[1]) / 1024
+    import resource  # not on Windows
+
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / (2**20 if sys.platform == "darwin" else 1024)
 

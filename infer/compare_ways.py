@@ -81,14 +81,17 @@ class Done:
 def way_arguments(arguments: Sequence[str], name: str, overrides: Sequence[str], folder: Path) -> list[str]:
     """The command line of a way, but for its rows: the comparison's, the way's overrides over it, its own folder.
 
-    folder: of the comparison.
+    folder: of the comparison. A way that does not learn (compare.learn=no) may name the run_dir whose checkpoints it
+    reads.
     """
     own = folder / "ways" / name
+    run = [] if {"compare.learn=no"} & set(overrides) and _names_a_run(overrides) else [f"run_dir={own / 'run'}"]
     said = laid_over(arguments, overrides)
-    return laid_over(
-        said,
-        [f"compare.way={name}", f"run_dir={own / 'run'}", f"output={own / TABLE_FILE}", "out_dir=null", "report=false"],
-    )
+    return laid_over(said, [f"compare.way={name}", *run, f"output={own / TABLE_FILE}", "out_dir=null", "report=false"])
+
+
+def _names_a_run(overrides: Sequence[str]) -> bool:
+    return any(one.startswith("run_dir=") for one in overrides)
 
 
 def run_ways(ways: Sequence[Way], rows: CompareRows, only: Sequence[str] | None = None) -> list[Done]:

@@ -21,6 +21,7 @@ from infer import compare_ways
 from infer.cli import ways_of
 from infer.compare import compare
 from infer.compare_rows import draw_rows
+from infer.compare_ways import way_arguments
 from infer.overrides import as_meant, laid_over, unknown_override
 
 WAYS = ("compare.ways={shares:['method.name=prior'],words:['method=tfidf'],read:[],"
@@ -211,6 +212,16 @@ def test_an_override_of_a_way_takes_the_place_of_the_command_lines() -> None:
         "method=prior",
         "++model.name=a",
     ]
+
+
+def test_a_way_reads_checkpoints_of_another_run_where_it_does_not_learn() -> None:
+    def run_dir(*overrides: str) -> list[str]:
+        line = way_arguments(["+experiment=x", "run_dir=out"], "mine", overrides, Path("out"))
+        return [one for one in line if one.startswith("run_dir=")]
+
+    assert run_dir("method=encoder", "run_dir=runs/mine", "compare.learn=no") == ["run_dir=runs/mine"]
+    assert run_dir("method=encoder", "run_dir=runs/mine") == ["run_dir=out/ways/mine/run"], "it must not train there"
+    assert run_dir("method=tfidf") == ["run_dir=out/ways/mine/run"]
 
 
 def test_one_more_way_can_be_given_beside_those_of_the_experiment() -> None:

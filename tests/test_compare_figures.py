@@ -109,6 +109,11 @@ def test_a_way_without_answers_to_no_text_has_no_contextual_calibration() -> Non
     assert calibrated(bare, "contextual") is None and calibrated(bare, "batch") is not None
 
 
+def test_a_label_of_one_row_is_calibrated_like_any() -> None:
+    table = way(np.tile([0.8, 0.2], (40, 1)) + np.linspace(0, 0.1, 40)[:, None] * [1, -1], [1] + [0] * 39)
+    assert all(np.isfinite(row["log loss"]) for row in calibration_rows({"way": table}))
+
+
 def test_calibration_never_sees_the_row_that_it_is_judged_on() -> None:
     table = soft(100)
     flipped = table.index.copy()
