@@ -81,6 +81,7 @@ class TrainedReader:
     def read(
         self, rows: Sequence[Mapping[str, str]], *, names: Sequence[str] = (), progress: bool = False
     ) -> LabelReading:
+        """The labels' log-probabilities for rows of text fields. names: of the rows, for errors."""
         reading = mean_reading([one.read(rows, names=names, progress=progress) for one in self.readers])
         return reading if self.temperature is None else tempered(reading, self.temperature)
 

@@ -58,10 +58,16 @@ class TextEncoding:
     """Texts to token ids between the tokenizer's own marks; a control token spelt in a text is text.
 
     max_tokens: of a text with the marks; a longer one loses its middle. multiple: a batch is padded to a multiple of
-    so many tokens as far as max_tokens, for kernels that are compiled for each length.
+    so many tokens as far as max_tokens, for kernels that are compiled for each length. Refuses a tokenizer without a
+    pad token.
     """
 
     def __init__(self, tokenizer: Any, max_tokens: int, multiple: int = 1) -> None:
+        if tokenizer.pad_token_id is None:
+            raise ValueError(
+                f"The tokenizer of {tokenizer.name_or_path} has no pad token, which batches of texts need. Name one in "
+                "its tokenizer_config.json, or read the model with method=next_token."
+            )
         self.tokenizer, self.max_tokens, self.multiple = tokenizer, max_tokens, multiple
         self.encoder = PromptEncoder(tokenizer, seq2seq=True)  # with the marks at the end too
 

@@ -91,6 +91,15 @@ def test_a_control_token_spelt_in_a_text_is_text(minilm: str) -> None:
     assert plain.tolist() == encoding.tokenizer("good film")["input_ids"]
 
 
+def test_a_tokenizer_that_cannot_pad_is_refused(tiny_tokenizer) -> None:
+    from copy import deepcopy
+
+    bare = deepcopy(tiny_tokenizer)
+    bare.pad_token = None
+    with pytest.raises(ValueError, match="has no pad token"):
+        TextEncoding(bare, 32)
+
+
 def test_a_network_of_relative_positions_takes_what_is_asked_for() -> None:
     from types import SimpleNamespace
 
