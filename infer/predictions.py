@@ -146,14 +146,19 @@ class Predictions:
                 "Give a table that Predictions.write wrote, such as heldout.csv."
             )
         with told_of(path, "is no table of predictions"):
-            return cls(
-                ids=frame["id"].astype(str).to_numpy(dtype=object),
-                labels=labels,
-                probs=frame[[f"p_{label}" for label in labels]].to_numpy(dtype=np.float32),
-                other=frame.get(OTHER_COLUMN, pd.Series(np.zeros(len(frame)))).to_numpy(dtype=np.float32),
-                truth=_truth_column(frame["label"]) if "label" in frame else None,
-                fold=frame["fold"].to_numpy() if "fold" in frame else None,
-            )
+            return cls.from_frame(frame, labels)
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, labels: Sequence[str]) -> "Predictions":
+        """The rows of a frame with the columns of to_frame; p_other, label and fold where it has them."""
+        return cls(
+            ids=frame["id"].astype(str).to_numpy(dtype=object),
+            labels=tuple(labels),
+            probs=frame[[f"p_{label}" for label in labels]].to_numpy(dtype=np.float32),
+            other=frame.get(OTHER_COLUMN, pd.Series(np.zeros(len(frame)))).to_numpy(dtype=np.float32),
+            truth=_truth_column(frame["label"]) if "label" in frame else None,
+            fold=frame["fold"].to_numpy() if "fold" in frame else None,
+        )
 
 
 def join(parts: Sequence[Predictions]) -> Predictions:

@@ -58,7 +58,7 @@ def summarise(
     }
     labelled = pd.concat(known, ignore_index=True) if known else pd.DataFrame()
     if len(labelled):
-        result["score"] = score(_predictions(labelled, labels))
+        result["score"] = score(Predictions.from_frame(labelled, labels))
         result["score"]["predicted_macro_f1"] = _macro_f1(labelled, labels)
     return result
 
@@ -118,14 +118,4 @@ def _macro_f1(table: pd.DataFrame, labels: Sequence[str]) -> float:
         f1_score(
             table[LABEL_COLUMN], table["predicted"].fillna(""), labels=list(labels), average="macro", zero_division=0
         )
-    )
-
-
-def _predictions(table: pd.DataFrame, labels: Sequence[str]) -> Predictions:
-    return Predictions(
-        ids=table["id"].to_numpy(dtype=object),
-        labels=tuple(labels),
-        probs=table[[P + label for label in labels]].to_numpy(dtype=np.float32),
-        other=table[OTHER_COLUMN].to_numpy(dtype=np.float32),
-        truth=table[LABEL_COLUMN].to_numpy(dtype=object),
     )

@@ -257,6 +257,7 @@ def test_a_written_table_becomes_its_report_with_raw_beside_calibrated(tmp_path:
     for column, label in enumerate(rows.labels):
         frame[f"logp_{label}"] = np.log(raw[:, column] * 0.5)
     frame.loc[3, ["p_no", "p_yes", "p_other"]] = np.nan
+    frame["fold"] = "the user's own"
     frame.to_parquet(tmp_path / "out.parquet")
     write_json(tmp_path / "out.parquet.json", {"strays": [[" the", 0.25]], "identity": {"question.prompt": "Is it?"}})
     (tmp_path / "my.csv").write_text("id,words\nrow0,hello there\n")

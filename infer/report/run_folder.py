@@ -6,6 +6,7 @@ Knows the files' names and keys; never a model. A file that is not there leaves 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ def from_table(
     answered = np.isfinite(probs).all(axis=1)
     if not answered.any():
         raise ValueError(f"{path} has no row with an answer, so there is nothing to show. Ask again, or another way.")
-    predictions = _table(frame[answered], named, probs[answered])
+    kept = frame[answered].drop(columns="fold", errors="ignore")  # a column of the user's own, carried over
+    predictions = Predictions.from_frame(kept, [name.removeprefix(P) for name in named])
     settings = record.get("identity", {})
     text_column = text_column or str(settings.get("task.text_column", "text"))
     row_texts: Mapping[str, str]
@@ -170,20 +172,6 @@ def column_texts(source: Path, ids: np.ndarray, text_column: str, id_column: str
     return found
 
 
-def _table(frame: pd.DataFrame, named: list[str], probs: np.ndarray) -> Predictions:
-    truth = None
-    if "label" in frame:
-        known = frame["label"].notna() & (frame["label"] != "")
-        truth = np.array([str(v) if k else None for v, k in zip(frame["label"], known, strict=True)], dtype=object)
-    return Predictions(
-        ids=frame["id"].astype(str).to_numpy(dtype=object),
-        labels=tuple(name.removeprefix(P) for name in named),
-        probs=probs,
-        other=frame[OTHER_COLUMN].to_numpy(dtype=np.float32) if OTHER_COLUMN in frame else np.zeros(len(frame)),
-        truth=truth,
-    )
-
-
 def _raw(frame: pd.DataFrame, named: list[str], predictions: Predictions) -> Predictions | None:
     """The table of the raw log-probabilities, None where it is the table itself."""
     columns = [LOG_P + name.removeprefix(P) for name in named]
@@ -193,7 +181,7 @@ def _raw(frame: pd.DataFrame, named: list[str], predictions: Predictions) -> Pre
     probs = np.exp(log_shares(log_probs))
     if np.abs(probs - predictions.probs64()).max() < 1e-3:
         return None
-    return _table(frame, named, probs)
+    return replace(predictions, probs=probs)
 
 
 def _fold_words(name: str) -> str:
