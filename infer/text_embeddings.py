@@ -137,7 +137,8 @@ def _network(name: str) -> tuple[Any, Any]:
 
     transformers_logging.disable_progress_bar()  # of a second's loading; the texts have one of their own
     folder = _resolved(name)
-    network = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+    # A pickle can run code; those of conf/embedding have safetensors.
+    network = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False), network.eval()
 
 

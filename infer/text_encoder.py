@@ -94,8 +94,9 @@ def load_text_encoder(settings: Settings) -> TextEncoderReader:
     owners = owners_of(source, labels, settings.encoder.labels)
     engine = settings.engine
     reader = TextEncoderReader(
-        load_text_network(source), load_tokenizer(source, newlines=False), labels, owners, precision=engine.precision,
-        max_tokens=engine.max_tokens, budget_tokens=engine.budget_tokens, identity=identify_text_encoder(settings),
+        load_text_network(source, allow_pickle=settings.encoder.allow_pickle), load_tokenizer(source, newlines=False),
+        labels, owners, precision=engine.precision, max_tokens=engine.max_tokens, budget_tokens=engine.budget_tokens,
+        identity=identify_text_encoder(settings),
     )  # fmt: skip
     log.info(f"{settings.model.name}: {reader.said()}")
     return reader

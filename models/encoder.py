@@ -123,7 +123,7 @@ def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
 
 def load_encoder(
     source: str, *, labels: Sequence[str] | None = LABELS, dropout: float | None = None, vocab_size: int | None = None,
-    whole: bool = False, attention: str = "auto",
+    whole: bool = False, attention: str = "auto", allow_pickle: bool = False,
 ) -> nn.Module:  # fmt: skip
     """A sequence-classification network with an output for each label, named after it, weights in float32.
 
@@ -132,8 +132,9 @@ def load_encoder(
     vocab_size: grows the embedding where the tokenizer has more tokens than it has rows (never shrinks it).
     whole: the head must be in the file too, as in a checkpoint of ours.
     attention: of a DeBERTa, see models.deberta_attention; other networks have transformers' own.
+    allow_pickle: take a pickle of tensors alone (weights_only) where there are no safetensors.
     Raises ValueError where weights below the head are missing: they would be random, without a word; and for an
-    attention that cannot run here.
+    attention that cannot run here. FileNotFoundError where there are no weights that may be read.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.utils import logging as transformers_logging
@@ -160,12 +161,13 @@ def load_encoder(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()  # of a second's loading; the rows have bars of their own
     try:
-        # float32 whatever the file holds: fp16 weights cannot be trained (trap T8); pickles only where nothing else is.
+        # float32 whatever the file holds: fp16 weights cannot be trained (trap T8).
         encoder, report = AutoModelForSequenceClassification.from_pretrained(
             source,
             config=config,
             dtype=torch.float32,
-            use_safetensors=True if has_safetensors(source) else None,
+            use_safetensors=None if allow_pickle and not has_safetensors(source) else True,
+            weights_only=True,
             ignore_mismatched_sizes=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -174,6 +176,14 @@ def load_encoder(
         rows = encoder.get_input_embeddings().weight.shape[0]
         if vocab_size is not None and vocab_size > rows:
             encoder.resize_token_embeddings(vocab_size, pad_to_multiple_of=8)
+    except OSError as error:
+        if has_safetensors(source):
+            raise
+        raise FileNotFoundError(
+            f"{source} has no weights as safetensors ({str(error).strip().splitlines()[0]}). Pickles (.bin, .pt) can "
+            "run code and are not opened. Convert them, or, where you trust their maker, set model.allow_pickle=true: "
+            "then tensors alone are taken from them."
+        ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     if is_deberta:

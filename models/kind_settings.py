@@ -103,6 +103,7 @@ class EncoderModel(ModelSettings):
     pair_features: bool  # siamese: the structural features stand beside the text
     adapters: bool  # low-rank matrices (the group adapter) and the head train, nothing else; merged when saved
     frozen_layers: int  # 0: all train; n >= 1: the embeddings and the lowest n - 1 layers stay
+    allow_pickle: bool  # weights from a .bin where there are no safetensors; of it tensors alone are taken
     labels: dict[str, Any] | None  # texts: the checkpoint's name of a label -> ours; null leaves it out
 
     def __post_init__(self) -> None:

@@ -100,9 +100,9 @@ def longest_text(model: nn.Module, tokenizer: Any, asked: int | None = None) -> 
     return min(bounds, default=USUAL_TOKENS)
 
 
-def load_text_network(source: str) -> TextNetwork:
-    """The network of a checkpoint in float32, head and all. Raises ValueError where weights are missing."""
-    encoder = load_encoder(source, labels=None, whole=True)
+def load_text_network(source: str, *, allow_pickle: bool = False) -> TextNetwork:
+    """The network of a checkpoint in float32, head and all. Raises what load_encoder raises."""
+    encoder = load_encoder(source, labels=None, whole=True, allow_pickle=allow_pickle)
     beside = Path(source) / MEAN_FILE
     if not beside.is_file():
         return TextNetwork(encoder)

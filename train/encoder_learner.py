@@ -116,7 +116,7 @@ def load_trainable(settings: Settings, tokenizer: Any, labels: Sequence[str]) ->
     wanted = settings.encoder
     encoder: Any = load_encoder(
         resolve_model(wanted.name), labels=labels, dropout=wanted.dropout, vocab_size=len(tokenizer),
-        attention=wanted.attention,
+        attention=wanted.attention, allow_pickle=wanted.allow_pickle,
     )  # fmt: skip
     if wanted.adapters:
         add_adapters(encoder, settings.adapter)
