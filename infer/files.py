@@ -14,6 +14,9 @@ import pandas as pd
 
 from models.tasks.files import write_atomically
 
+FORMULA_SIGNS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # the last four: their full-width forms
+UTF8_MARK = "\ufeff".encode()  # without it spreadsheets take accents for something else
+
 
 def write_json(path: str | Path, content: Any) -> None:
     """Writes indented JSON atomically. Refuses NaN and infinity, which other readers of JSON do not accept."""
@@ -44,6 +47,18 @@ def write_frame(frame: pd.DataFrame, path: str | Path, kind: str | None = None) 
     content = csv_bytes(frame)
     with write_atomically(path) as temporary:
         temporary.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+
+
+def for_spreadsheet(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with an apostrophe before each text cell that a spreadsheet would take for a formula."""
+    texts = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
+    guarded = {name: frame[name].map(guard_formula).astype(object) for name in texts}
+    return frame.assign(**guarded).rename(columns=guard_formula)
+
+
+def guard_formula(cell: Any) -> Any:
+    """The cell, behind an apostrophe where it is text that begins like a formula; OWASP, CSV injection."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_SIGNS) else cell
 
 
 def csv_bytes(frame: pd.DataFrame, *, header: bool = True) -> bytes:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from infer.files import csv_bytes, read_json, write_json
+from infer.files import UTF8_MARK, csv_bytes, for_spreadsheet, read_json, write_json
 from infer.predictions import OTHER_COLUMN
 from models.tasks.cells import join_surrogates
 from models.tasks.files import write_atomically
@@ -159,8 +159,7 @@ def write_sample(folder: Path, sample: Sample) -> bool:
     shown = ["number", "text", *(["predicted"] if sample.shows_predicted else []), "verdict", "note"]
     write_json(folder / KEY_FILE, asdict(sample))
     with write_atomically(folder / SAMPLE_FILE) as temporary:
-        # The mark of UTF-8 in front: without it spreadsheets take accents for something else.
-        temporary.write_bytes("\ufeff".encode() + csv_bytes(frame[shown]))
+        temporary.write_bytes(UTF8_MARK + csv_bytes(for_spreadsheet(frame[shown])))
     return True
 
 

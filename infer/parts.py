@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pandas as pd
 
-from infer.files import csv_bytes, table_kind, write_json
+from infer.files import UTF8_MARK, csv_bytes, for_spreadsheet, table_kind, write_json
 from infer.identity import as_json, differences, identity_in
 from infer.ranks import rank, world_size
 from models.tasks.files import write_atomically
@@ -41,7 +41,8 @@ class Parts:
     """The unfinished output of one run: made by every process, checked and merged by the main one.
 
     output: .csv, .csv.gz or .parquet. identity: JSON values that every part depends on (settings, model, input, rows a
-    chunk). schema: of the table; each part has it, whatever its cells are.
+    chunk); `spreadsheet` in it makes a CSV safe to open in one. schema: of the table; each part has it, whatever its
+    cells are.
     main: checks, locks and makes the folder; other processes are made after it, say after `wait_for_all`.
     Refuses, before any work: another ending, a folder that cannot be written, an output that stands there and was not
     made by this identity, parts of another identity, a second run on the same output.
@@ -54,6 +55,7 @@ class Parts:
         self.kind = table_kind(self.output)
         self.identity = as_json(identity)
         self.schema = schema
+        self.spreadsheet = bool(self.identity.get("spreadsheet"))
         self.folder = _beside(self.output, ".parts")
         self._lock: IO[str] | None = None
         if main:
@@ -122,7 +124,7 @@ class Parts:
             if self.kind == "parquet":
                 _write_parquet(temporary, tables, self.schema)
             else:
-                _write_csv(temporary, tables, self.schema)
+                _write_csv(temporary, tables, self.schema, spreadsheet=self.spreadsheet)
         write_json(_beside(self.output, ".json"), {"identity": self.identity, **record})
         self.close()
         _remove(self.folder)
@@ -215,14 +217,16 @@ def _write_parquet(path: Path, tables: Iterator[pa.Table], schema: pa.Schema) ->
             writer.write_table(table)
 
 
-def _write_csv(path: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
+def _write_csv(path: Path, tables: Iterator[pa.Table], schema: pa.Schema, *, spreadsheet: bool) -> None:
     """Gzipped where the name ends in .gz, without name and time in its head: the same tables give the same bytes."""
+    shaped = for_spreadsheet if spreadsheet else pd.DataFrame
     with path.open("wb") as file:
         packing = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if path.suffix == ".gz" else nullcontext(file)
         with packing as out:
-            out.write(csv_bytes(_frame(schema.empty_table())))
+            out.write(UTF8_MARK if spreadsheet else b"")
+            out.write(csv_bytes(shaped(_frame(schema.empty_table()))))
             for table in tables:
-                out.write(csv_bytes(_frame(table), header=False))
+                out.write(csv_bytes(shaped(_frame(table)), header=False))
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:

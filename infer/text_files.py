@@ -13,9 +13,10 @@ from typing import Any
 import pandas as pd
 
 from infer.chunked import P
-from infer.files import write_frame
+from infer.files import for_spreadsheet, write_frame
 from infer.label_reader import LabelReading
 from infer.logs import log
+from infer.parts import Parts
 from infer.predictions import OTHER_COLUMN
 from models.tasks.files import write_atomically
 from models.tasks.text import LABEL_COLUMN, RowSource, TextRow
@@ -58,17 +59,18 @@ def write_notes(path: Path, chunks: Iterable[Sequence[Mapping[str, Any]]]) -> No
     log.info(f"{path}: what was noted of {rows} rows")
 
 
-def write_labels(path: Path, source: RowSource, frames: Iterable[pd.DataFrame], text_column: str) -> None:
+def write_labels(path: Path, source: RowSource, parts: Parts, count: int, text_column: str) -> None:
     """skill, label (the one chosen), p_<label>..., p_other; a row each, in the order of the table.
 
-    frames: of the table's chunks, those of source.
+    parts: `count` of them, of the chunks of source.
     """
     field = next(name for name, column in source.field_columns.items() if column == text_column)
     columns = [P + label for label in source.labels] + [OTHER_COLUMN]
     pieces = []
-    for (_, chunk), frame in zip(source.chunks(), frames, strict=True):
+    for (_, chunk), frame in zip(source.chunks(), parts.frames(count), strict=True):
         assert [row.id for row in chunk] == frame["id"].tolist(), "the input changed while it was read"
         named = pd.DataFrame({"skill": [row.fields[field] for row in chunk], LABEL_COLUMN: frame["predicted"]})
         pieces.append(pd.concat([named, frame[columns]], axis=1))
-    write_frame(pd.concat(pieces, ignore_index=True), path)
+    table = pd.concat(pieces, ignore_index=True)
+    write_frame(for_spreadsheet(table) if parts.spreadsheet else table, path)
     log.info(f"{path}: {sum(map(len, pieces))} skills, each with its label")

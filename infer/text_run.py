@@ -165,7 +165,8 @@ def open_source(settings: Settings) -> RowSource:
 
 def run_identity(settings: Settings, source: RowSource) -> dict[str, Any]:
     """What every part depends on: the settings that say what is computed, the model's files, the input's bytes."""
-    identity = {**identify(settings), "input": input_identity(source.path)}
+    for_people = {"spreadsheet": True} if settings.spreadsheet else {}
+    identity = {**identify(settings), "input": input_identity(source.path), **for_people}
     if settings.calibration.use:
         identity["calibrator"] = input_identity(settings.calibration.use)
     if settings.decision:
@@ -234,7 +235,7 @@ def _finish(reading: _Reading, parts: Parts, count: int) -> None:
     source, settings, output = reading.source, reading.settings, parts.output
     extras = parts.extras(count)
     if isinstance(settings.task, SkillsTask):
-        write_labels(beside(output, LABELS_FILE), source, parts.frames(count), settings.text.text_column)
+        write_labels(beside(output, LABELS_FILE), source, parts, count, settings.text.text_column)
     said: dict[str, Any] = {}
     if "notes" in extras[0]:
         write_notes(beside(output, notes_file(extras[0]["notes"])), [one["notes"] for one in extras])

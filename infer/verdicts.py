@@ -17,6 +17,7 @@ from typing import Any
 from infer.completions import Completion
 from infer.endpoint import EndpointClient
 from infer.endpoint_queue import complete_all
+from infer.files import guard_formula
 from infer.judge_sample import Sample
 from models.tasks.files import write_atomically
 from models.tasks.tables import offer_closest, read_table, require_columns
@@ -194,7 +195,7 @@ def _read_judged(path: Path, sample: Sample) -> dict[int, str]:
             wrong.append(f"{table.place(at)}: number {number!r}, expected 1 to {len(rows)}")
         elif row.number in seen:
             wrong.append(f"{table.place(at)}: number {number} stands twice")
-        elif text.split() != row.text.split():
+        elif text.split() not in (row.text.split(), guard_formula(row.text).split()):
             wrong.append(f"{table.place(at)}: text {text!r}, expected {row.text!r} beside number {number}")
         elif word and word not in words and word.casefold() not in words:
             near = offer_closest(word, list(words.values()))

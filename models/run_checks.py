@@ -88,7 +88,9 @@ def _check_arena_question(labels: list[str], asked: list[str]) -> None:
         )
 
 
-def check_output(output: str | None) -> None:
+def check_output(output: str | None, *, spreadsheet: bool) -> None:
+    if spreadsheet and str(output).endswith(".parquet"):
+        raise ValueError(f"spreadsheet=true with output={output}: a spreadsheet opens .csv. Set output=out.csv.")
     if output is None or not output.endswith(OUTPUT_ENDINGS) or not Path(output).name.partition(".")[0]:
         raise ValueError(
             f"output={'null' if output is None else output}: expected a file that ends in {', '.join(OUTPUT_ENDINGS)}: "

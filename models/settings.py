@@ -141,6 +141,7 @@ class Settings:
     run_dir: str
     out_dir: str | None  # where python -m infer writes; None: the run folder
     output: str | None  # task text: the table that python -m infer writes
+    spreadsheet: bool  # task text: the CSV is for one, so no cell of it may become a formula
     report: bool  # report.html of a finished run or table, and its figures as PNGs
     doctor: bool  # print what the run would do, and stop
     explore: bool  # python -m train: a page of exploratory figures of the labelled rows, and stop
@@ -178,7 +179,7 @@ class Settings:
                 )
             if self.question.labels is None:
                 raise ValueError(f"task.name={self.task.name} needs question.labels: the labels, each with its answer.")
-            check_output(self.output)
+            check_output(self.output, spreadsheet=self.spreadsheet)
             check_calibration(self)
         if self.method.name == "encoder" and not isinstance(self.model, EncoderModel):
             raise ValueError(

@@ -34,7 +34,7 @@ from models.tasks.arena import read_rows
 from models.tasks.cells import read_turns
 from models.tasks.text import open_rows
 
-FEW, MANY = 50, 1500  # examples of each reader: 750 and 22,500
+FEW, MANY = 40, 1500  # examples of each of 16 readers: 640 and 24,000
 LABELS = ("positive", "negative")
 # Bytes that parsers stumble over: quotes, line ends, NUL, half a character, a byte order mark, deep brackets, YAML's
 # tags and anchors, numbers that are none.
@@ -272,3 +272,10 @@ def test_broken_files_by_the_thousand(name: str) -> None:
 @pytest.mark.parametrize("name", GIVEN)
 def test_what_is_given_by_the_thousand(name: str) -> None:
     fuzz_values(*GIVEN[name], MANY)
+
+
+def test_half_a_character_in_a_columns_name_is_refused(tmp_path: Path) -> None:
+    """What 1,500 broken arena files found."""
+    (tmp_path / "train.csv").write_bytes(b"\xed\xa0\xbd" + ARENA)
+    with pytest.raises(ValueError, match=r"train\.csv: the column name '\\ud83did' holds half a character"):
+        read_arena(tmp_path / "train.csv")

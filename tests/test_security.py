@@ -5,17 +5,24 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, compose
+from safetensors.torch import load_file
 
+from infer.chunked import open_parts, part_schema
 from infer.fitted_files import load_fitted, save_fitted
 from infer.logs import indented, open_log, plain
+from infer.text_run import open_source, run_identity
 
 SOURCES = [path for folder in ("models", "infer", "train") for path in (ROOT / folder).rglob("*.py")]
 FORGED = "x\nFORGED 1\r\nFORGED 2\x1b[31m\u2028FORGED 3\u202e"
@@ -51,6 +58,32 @@ def test_nothing_is_unpickled_and_nothing_is_unpacked_into_a_folder() -> None:
             assert "allow_pickle=True" not in ast.unparse(call), f"{path}, line {call.lineno}: {name}"
             if re.fullmatch(r"yaml\.\w+", name):
                 assert name in ("yaml.safe_load", "yaml.safe_dump"), f"{path}, line {call.lineno}: {name}"
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (os.environ["BOMB"],))
+
+
+def test_an_encoders_pickle_is_opened_by_request_only_and_never_run(
+    tmp_path: Path, tiny_encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from models.encoder import load_encoder
+
+    folder = tmp_path / "encoder"
+    shutil.copytree(tiny_encoder, folder)
+    monkeypatch.setenv("BOMB", str(tmp_path / "exploded"))
+    weights = load_file(folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no weights as safetensors.*model\.allow_pickle=true"):
+        load_encoder(str(folder))
+    found = load_encoder(str(folder), allow_pickle=True).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+    torch.save({**weights, "bomb": _Bomb()}, folder / "pytorch_model.bin")
+    with pytest.raises(Exception, match=r"(?i)weights.only|unpickl"):
+        load_encoder(str(folder), allow_pickle=True)
+    assert not (tmp_path / "exploded").exists()
 
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/b", "..", ""])
@@ -105,3 +138,33 @@ def test_keys_in_the_environment_stand_in_no_file_and_no_line(
     for secret in secrets.values():
         assert secret not in said.out + said.err
         assert all(secret.encode() not in path.read_bytes() for path in files)
+
+
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"])
+def test_a_csv_for_a_spreadsheet_holds_no_formula(begin: str, tmp_path: Path) -> None:
+    schema = part_schema(["id", f"{begin}cmd()"], ["p_a", "predicted"])
+    cells = {"id": [f"{begin}1+1", "1=1"], f"{begin}cmd()": [None, f"{begin}x"]}
+    frame = pd.DataFrame({**cells, "p_a": [-0.5, 0.25], "predicted": [f"{begin}a", "a-"]})
+    for name, identity in (("plain.csv", {}), ("shown.csv", {"spreadsheet": True})):
+        with open_parts(tmp_path / name, identity, schema) as parts:
+            parts.write(0, frame)
+            parts.merge(1, {})
+    exact, shown = (pd.read_csv(tmp_path / name, dtype=str) for name in ("plain.csv", "shown.csv"))
+    assert exact["id"].tolist() == [f"{begin}1+1", "1=1"], "by default a cell is what it was"
+    assert shown["id"].tolist() == [f"'{begin}1+1", "1=1"] and shown["predicted"].tolist() == [f"'{begin}a", "a-"]
+    assert shown.columns.tolist() == ["id", f"'{begin}cmd()", "p_a", "predicted"]
+    assert shown["p_a"].tolist() == ["-0.5", "0.25"], "numbers stay numbers"
+    assert (tmp_path / "shown.csv").read_bytes().startswith(b"\xef\xbb\xbf")
+
+
+def test_a_spreadsheet_is_another_table_and_needs_a_csv(tmp_path: Path) -> None:
+    rows = tmp_path / "in.csv"
+    rows.write_text("id,text\n=1,a\n")
+    asked = ["+experiment=reviews_soft", f"task.input_csv={rows}"]
+    settings = [
+        compose(*asked, f"output={tmp_path / 'out.csv'}", f"spreadsheet={given}") for given in ("false", "true")
+    ]
+    identities = [run_identity(one, open_source(one)) for one in settings]
+    assert identities[1] == identities[0] | {"spreadsheet": True}
+    with pytest.raises(ValueError, match=r"a spreadsheet opens \.csv"):
+        compose(*asked, f"output={tmp_path / 'out.parquet'}", "spreadsheet=true")

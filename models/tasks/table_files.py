@@ -49,7 +49,9 @@ def open_table(path: Path, wanted: Sequence[str] | None = None) -> Iterator[tupl
         # surrogatepass: half an emoji written raw reaches the cell reader, which repairs and counts it
         stream = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogatepass", newline="")
         read = read_json if not inside and name.endswith(JSON_ENDINGS) else read_csv
-        yield read(path, _without_nul(path, stream), wanted)
+        head, rows = read(path, _without_nul(path, stream), wanted)
+        _refuse_halves(path, head)
+        yield head, rows
 
 
 @contextmanager
@@ -91,6 +93,13 @@ def _csv_in_zip(path: Path, archive: zipfile.ZipFile, member: str) -> str:
     if len(names) != 1:
         raise ValueError(f"{path} must hold one CSV, it holds: {held}. Name it, as in '{path}/train.csv'.")
     return names[0]
+
+
+def _refuse_halves(path: Path, head: Head) -> None:
+    """A cell's half of a surrogate pair is mended and counted; a column is found by its name, which must be whole."""
+    for name in head.columns:
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise ValueError(f"{path}: the column name {name!r} holds half a character. Rename the column.")
 
 
 def _without_nul(path: Path, stream: IO[str]) -> Iterator[str]:
