@@ -1,0 +1,43 @@
+"""`scripts/bench/levers.py`: one run sets each lever beside the plain step; what cannot run says why."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts" / "bench"))
+bench = importlib.import_module("levers")
+
+
+def test_levers_stand_beside_the_plain_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ("plain", "embeddings frozen", "adapters", "compiled")
+    monkeypatch.setattr(bench, "compile_lack", lambda: "this machine has no GPU")
+    every = bench.levers
+    monkeypatch.setattr(bench, "levers", lambda layers: [one for one in every(layers) if one.name in wanted])
+    options = Namespace(
+        network=bench.SHAPES["toy"], vocabulary=200, tokens=64, rows=2, rounds=1, precision="fp32", device="cpu"
+    )
+    plain, frozen, adapters, compiled = lines = bench.measure(options)
+    assert plain.time_x == plain.peak_x == 1 and frozen.step_s > 0
+    # The embeddings are 200 rows of 32 numbers, with a norm of two times 32; 512 relative ones, and theirs, stay too.
+    least = (200 * 32 + 2 * 32 + 512 * 32 + 2 * 32) * 12 / 2**20
+    assert plain.state_mib - frozen.state_mib == pytest.approx(least, rel=1e-6)
+    assert adapters.state_mib < plain.state_mib
+    assert compiled.step_s is None and compiled.cannot == "this machine has no GPU"
+    text = bench.table(lines)
+    assert "| plain | `-` |" in text and "compiled (this machine has no GPU)" in text
+
+
+def test_every_setting_of_a_lever_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from conftest import compose
+
+    from models.settings import flatten
+
+    known = flatten(compose("+experiment=arena_deberta"))
+    words = " ".join(one.setting for one in bench.levers(12)).replace("=", " ").split()
+    named = {word for word in words if word.startswith(("model.", "trainer."))}
+    assert len(named) == 7 and named <= set(known)
