@@ -94,7 +94,10 @@ def test_the_command_reads_from_a_server_what_the_engine_reads_from_the_model(
     assert there["predicted"].tolist() == here["predicted"].tolist() and there["predicted"].nunique() == 2
 
 
-@pytest.mark.parametrize(("method", "rows"), [("generate_hard", (0, 3, 500, 900)), ("verbalized", (0, 500))])
+@pytest.mark.parametrize(
+    ("method", "rows"),
+    [("generate_hard", (0, 3, 500, 900)), pytest.param("verbalized", (0, 500), marks=pytest.mark.slow)],
+)
 def test_a_server_writes_what_the_local_model_writes(
     method: str, rows: Sequence[int], tmp_path: Path, replies: ModelReplies
 ) -> None:
