@@ -198,8 +198,9 @@ class TieredEncoder(DebertaV2Encoder):
             ends = torch.tensor(lengths).cumsum(0).tolist()
             pieces = tuple((end - count, count) for end, count in zip(ends, lengths, strict=True))
         if self.tier == "sdpa":
-            heads = self.layer[0].attention.self.num_attention_heads
-            return Texts(group_texts(pieces, heads), span, 1.0, low=low), places
+            layers: Any = self.layer
+            groups = group_texts(pieces, layers[0].attention.self.num_attention_heads)
+            return Texts(groups, span, 1.0, low=low), places
         assert places is not None
         owner = owners(torch.tensor(lengths, device=mask.device), len(places))
         return Packed(owner, max(lengths), span, 1.0, block_mask(owner), low), places

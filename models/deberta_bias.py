@@ -21,7 +21,7 @@ from models.deberta_distances import Span
 from models.deberta_positions import Cut, Positions
 from models.deberta_rows import draw_seed
 
-CHUNK_BYTES = 128 * 2**20  # of one chunk's bias; beside it stand its gradient and the two sheared tables
+CHUNK_BYTES = 32 * 2**20  # of one chunk's bias; beside it stand its gradient and the two sheared tables
 ALIGNED = 16  # elements: the kernels copy a bias whose rows start elsewhere
 
 

@@ -22,9 +22,7 @@ from models.deberta_positions import Cut, Positions
 BLOCK_KEYS = 64
 CHUNK_BLOCKS = 4  # 256 queries: a block's window of distances is then a quarter longer than the chunk
 GROUP_SCORES = 800_000  # of the heads worked on together: they and their gradient stay in a shared cache
-# Of a text whose probabilities are kept for the backward pass. Kept, 512 tokens take 0.7 of the time and a seventh of
-# eager's memory; computed again, 1024 tokens still take less time than eager's reading of what it kept.
-KEPT_TOKENS = 512
+KEPT_TOKENS = 1024  # of a text whose probabilities are kept for the backward pass: one tensor where eager keeps many
 ALIKE = 0.875  # of the longest text of a group: what shorter ones are padded to costs less than a round of their own
 LEVELS = 2**16  # of the dropout's random numbers
 

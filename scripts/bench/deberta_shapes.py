@@ -36,13 +36,14 @@ SHAPES = {
 
 def build(shape: Shape, *, tier: str, vocabulary: int, dropout: float, device: str) -> nn.Module:
     """A network with the same weights for every tier. Raises ValueError where the tier cannot run."""
-    config = DebertaV2Config(
+    settings: dict[str, Any] = dict(
         vocab_size=vocabulary, hidden_size=shape.hidden, num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads, intermediate_size=4 * shape.hidden, type_vocab_size=0,
         relative_attention=True, position_buckets=256, max_relative_positions=-1, norm_rel_ebd="layer_norm",
         share_att_key=True, pos_att_type=["p2c", "c2p"], position_biased_input=False, pad_token_id=0, num_labels=3,
         hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, pooler_dropout=0.0,
     )  # fmt: skip
+    config = DebertaV2Config(**settings)
     torch.manual_seed(0)
     network: Any = DebertaV2ForSequenceClassification(config)
     if tier == FLASH:
