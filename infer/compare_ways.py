@@ -13,6 +13,7 @@ A way that fails costs the others nothing. Knows commands and files; never a met
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,7 @@ WAY_FILE, LOG_FILE, TABLE_FILE = "way.json", "log.txt", "predictions.parquet"
 # The settings that a fitted classifier, and a network trained by its loop, depend on.
 FITTED = ("method.", "seed", "task.", "question.labels", "embedding.")
 TRAINED = (*FITTED, "question.", "model.", "adapter.", "trainer.", "folds.", "engine.")
+RAISED = re.compile(r"[A-Za-z_.]+(Error|Exception|Interrupt)\b")
 PR_SET_PDEATHSIG, SIGKILL = 1, 9
 
 
@@ -210,5 +212,6 @@ def _last_words(path: Path, begin: int, code: int) -> str:
     with path.open("rb") as stream:
         stream.seek(begin)
         lines = [line for line in stream.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("error: ")]
-    return told[-1].removeprefix("error: ") if told else (lines[-1] if lines else f"exit code {code}")
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    raised = [line for line in lines if RAISED.match(line)]  # of a traceback; Hydra puts its advice behind it
+    return next((said[-1] for said in (told, raised, lines) if said), f"exit code {code}")

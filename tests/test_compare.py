@@ -224,6 +224,22 @@ def test_a_way_reads_checkpoints_of_another_run_where_it_does_not_learn() -> Non
     assert run_dir("method=tfidf") == ["run_dir=out/ways/mine/run"]
 
 
+@pytest.mark.parametrize(
+    ("lines", "code", "said"),
+    [
+        ("reading\nerror: labels are missing\n(TIEBREAK_TRACEBACK=1 shows where)\n", 2, "labels are missing"),
+        ("File x, line 3\nKeyError: 'a'\n\nSet the environment variable HYDRA_FULL_ERROR=1\n", 1, "KeyError: 'a'"),
+        ("what a library said\n", 3, "what a library said"),
+        ("", 3, "exit code 3"),
+        ("half\n", -9, "killed by signal 9, memory may have run out"),
+    ],
+)
+def test_what_a_failed_process_said_is_told_in_one_line(tmp_path: Path, lines: str, code: int, said: str) -> None:
+    (tmp_path / "log.txt").write_text("error: of an earlier start\n" + lines)
+    begin = len("error: of an earlier start\n")
+    assert compare_ways._last_words(tmp_path / "log.txt", begin, code) == said
+
+
 def test_one_more_way_can_be_given_beside_those_of_the_experiment() -> None:
     assert unknown_override(["compare.ways.mine=[method=prior]"]) is None
     settings = compose("+experiment=reviews_compare", "compare.ways.mine=[method=prior]")
