@@ -63,7 +63,10 @@ class Scratch:
         return held[:count].view(shape)
 
     def zeros(self, name: str, *shape: int) -> Tensor:
-        """Zero when taken in another shape than the last time; else as it was left."""
+        """Zero when taken in another shape than the last time; else as it was left.
+
+        The shape must say all of what is written: what the last one left elsewhere stays.
+        """
         name = f"zeros {name}"
         taken = self.take(name, *shape)
         if self.shapes.get(name) != shape:
@@ -142,7 +145,8 @@ class Positions:
         if self.keys is not None and to_keys is not None:
             table, to, rows = self.keys[heads], to_keys[heads], q.reshape(count, -1, q.shape[3])
             window = self._key_window(near, first, last)
-            spread = self.scratch.zeros("spread", count, rows.shape[1], window.stop - window.start)
+            # As deep as a text's band: two batches of as many rows may have bands of other widths.
+            spread = self.scratch.zeros("spread", count, texts, last - first, window.stop - window.start).flatten(1, 2)
             _split(by_query(_merge(spread, texts), near.stop - near.start), texts).copy_(grad[..., near])
             grad_q += torch.bmm(spread, table[:, window]).view(q.shape)
             to[:, window].baddbmm_(spread.transpose(1, 2), rows)
@@ -155,7 +159,7 @@ class Positions:
             for number in range(left, right):
                 own = cut.block(number)
                 window = self._query_window(own, first, last)
-                spread = self.scratch.zeros("block", count, texts * cut.width, window.stop - window.start)
+                spread = self.scratch.zeros("block", count, texts, cut.width, window.stop - window.start).flatten(1, 2)
                 # The corners outside the band stay zero from block to block.
                 _split(by_key(_merge(spread, texts), last - first), texts).copy_(grad[..., own])
                 grad_k[:, :, own] += torch.bmm(spread, table[:, window]).view(count, texts, cut.width, -1)
