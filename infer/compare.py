@@ -28,7 +28,8 @@ from models.settings import Settings
 COLUMNS = (
     "way", "method", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss", "log_loss_calibrated", "auc",
     "average_precision", "calibration_error", "calibration_error_calibrated", "rows", "unanswered", "rows_per_s",
-    "fit_seconds", "peak_mib", "gpu_peak_mib", "labelled_rows", "p_accuracy", "p_log_loss", "trouble",
+    "fit_seconds", "peak_mib", "gpu_peak_mib", "labelled_rows", "p_accuracy", "best_accuracy", "p_log_loss",
+    "best_log_loss", "trouble",
 )  # fmt: skip
 
 

@@ -96,34 +96,42 @@ def calibration_rows(tables: Mapping[str, WayTable]) -> list[dict[str, Any]]:
     return rows
 
 
-def best_of(scores: Mapping[str, Mapping[str, Any]], figure: str, *, smallest: bool = False) -> str | None:
-    """The way with the best figure, the first of equals; None where no way has it."""
-    known = {name: found[figure] for name, found in scores.items() if found[figure] is not None}
-    if not known:
-        return None
-    return (min if smallest else max)(known, key=lambda name: known[name])
+def most_accurate(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """The way with the highest accuracy, the first of equals. scores: one or more."""
+    return max(scores, key=lambda name: scores[name]["accuracy"])
+
+
+def best_answering(scores: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The way of least log loss among those that leave the fewest rows open; None where no way has one.
+
+    A log loss is of the answered rows: a way that answers two easy ones is not better than one that answers all.
+    """
+    known = {name: (found["unanswered"], found["log_loss"]) for name, found in scores.items()
+             if found["log_loss"] is not None}  # fmt: skip
+    return min(known, key=lambda name: known[name], default=None)
 
 
 def p_values(
     tables: Mapping[str, WayTable], scores: Mapping[str, Mapping[str, Any]], *, seed: int
-) -> dict[str, dict[str, float | None]]:
-    """Name -> p_accuracy against the most accurate way (McNemar, rows without an answer wrong), p_log_loss against the
-    one of least log loss (paired bootstrap over texts, on the rows that both answer); None for that way itself.
+) -> dict[str, dict[str, Any]]:
+    """Name -> p_accuracy against the most accurate way (McNemar, rows without an answer wrong), p_log_loss against
+    best_answering (paired bootstrap over texts, on the rows that both answer), and the names of these two.
 
-    Each pair by itself: of many ways some differ by chance. A probability of 0 counts as the least that is counted.
+    None for that way itself, and where no row is answered by both. Each pair by itself: of many ways some differ by
+    chance. A probability of 0 counts as the least that is counted.
     """
-    most, least = best_of(scores, "accuracy"), best_of(scores, "log_loss", smallest=True)
-    found: dict[str, dict[str, float | None]] = {}
+    most, least = most_accurate(scores), best_answering(scores)
+    found: dict[str, dict[str, Any]] = {}
     for name, table in tables.items():
         accuracy = log_loss = None
-        if most is not None and name != most:
+        if name != most:
             accuracy = mcnemar(table.right, tables[most].right)
         if least is not None and name != least and not table.hard:
             both = table.answered & tables[least].answered
             if both.any():
                 mine, best = floored(table.losses()[both]), floored(tables[least].losses()[both])
                 log_loss = paired_bootstrap(mine, best, table.groups[both], seed=seed)
-        found[name] = {"p_accuracy": accuracy, "p_log_loss": log_loss}
+        found[name] = {"p_accuracy": accuracy, "p_log_loss": log_loss, "best_accuracy": most, "best_log_loss": least}
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from infer.compare_figures import best_of, calibrated
+from infer.compare_figures import best_answering, calibrated, most_accurate
 from infer.compare_rows import CompareRows
 from infer.compare_table import WayTable
 from infer.report import ExtraTable, ReportInput, write_report
@@ -62,14 +62,13 @@ def shown(entry: Mapping[str, Any]) -> dict[str, str]:
     if entry["trouble"]:
         return {"way": entry["way"]}
     interval = f" ({entry['accuracy_low']:.2f} to {entry['accuracy_high']:.2f})"
-    best = entry["p_log_loss"] is None and entry["log_loss"] is not None
     return {
         "way": entry["way"],
         "accuracy (95 %)": _figure(entry["accuracy"]) + interval,
-        "p": "best" if entry["p_accuracy"] is None else _chance(entry["p_accuracy"]),
+        "p": "best" if entry["best_accuracy"] == entry["way"] else _chance(entry["p_accuracy"]),
         "macro-F1": _figure(entry["macro_f1"]),
         "log loss": _figure(entry["log_loss"]),
-        "p loss": "best" if best else _chance(entry["p_log_loss"]),
+        "p loss": "best" if entry["best_log_loss"] == entry["way"] else _chance(entry["p_log_loss"]),
         "loss, cal.": _figure(entry["log_loss_calibrated"]),
         "AUC": _figure(entry["auc"]),
         "avg prec": _figure(entry["average_precision"]),
@@ -89,10 +88,7 @@ def write_comparison_page(
 ) -> Path:  # fmt: skip
     """report.html of a comparison: thresholds and rows are those of the way of least log loss."""
     scores = {entry["way"]: entry for entry in entries if not entry["trouble"]}
-    whole = {name: entry for name, entry in scores.items() if not entry["unanswered"]}
-    best = best_of(whole, "log_loss", smallest=True) or best_of(scores, "log_loss", smallest=True)
-    best = best or best_of(scores, "accuracy")
-    assert best is not None
+    best = best_answering(scores) or most_accurate(scores)
     answered = {name: table for name, table in tables.items() if table.answered.any()}
     tempered = {name: calibrated(table, "temperature") for name, table in answered.items()}
     failed = [{"way": entry["way"], "failed": entry["trouble"]} for entry in entries if entry["trouble"]]

@@ -30,12 +30,12 @@ def paired_bootstrap(
     """Two-sided p-value that both have the same mean loss: (N,) each, of the same rows, which are drawn together.
 
     Twice the share of draws in which the difference of the means is on the other side of 0, with one draw more on
-    each side, so that no p-value is 0. units: (N,) whole number 0..U-1 of the group a row is drawn with; None: rows.
+    each side, so that no p-value is 0. units: (N,) the same for rows that are drawn together; None: rows.
     Large tables get fewer draws. Source: Efron and Tibshirani 1993, section 15.4. Raises ValueError for no rows.
     """
     if not len(losses) or losses.shape != other_losses.shape:
         raise ValueError(f"losses have the shapes {losses.shape} and {other_losses.shape}, expected equal ones, not 0.")
-    units = np.arange(len(losses)) if units is None else units
+    units = np.arange(len(losses)) if units is None else np.unique(units, return_inverse=True)[1]
     # The sign of a mean is that of the sum, so groups of unlike size need no division.
     sums = np.bincount(units, weights=losses.astype(np.float64) - other_losses)
     if not sums.any():

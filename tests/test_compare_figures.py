@@ -9,11 +9,12 @@ import pytest
 
 from infer.chunked import LOG_P, P
 from infer.compare_figures import (
-    best_of,
+    best_answering,
     calibrated,
     calibration_rows,
     differ_rows,
     hard_rows,
+    most_accurate,
     ordered,
     p_values,
     sampled,
@@ -68,7 +69,12 @@ def test_a_label_without_probabilities_has_no_log_loss_and_no_area() -> None:
 def test_a_true_label_that_was_given_nothing_costs_infinitely_much() -> None:
     found = score_way(way([[1.0, 0.0], [0.6, 0.4], [0.3, 0.7]], [1, 0, 1]))
     assert found["log_loss"] == np.inf
-    entry = {**dict.fromkeys(("p_accuracy", "p_log_loss", "rows_per_s", "fit_seconds", "peak_mib")), **found}
+    entry = {
+        **dict.fromkeys(
+            ("p_accuracy", "p_log_loss", "best_accuracy", "best_log_loss", "rows_per_s", "fit_seconds", "peak_mib")
+        ),
+        **found,
+    }
     assert (
         shown({**entry, "way": "a", "trouble": None, "labelled_rows": 0, "accuracy_low": 0, "accuracy_high": 1})[
             "log loss"
@@ -89,9 +95,33 @@ def test_the_best_way_has_no_p_value_and_the_others_are_held_against_it() -> Non
     bad = way(bad.probs[:, ::-1], bad.index.tolist())
     tables = {"good": good, "bad": bad, "hard": way(np.eye(2)[good.chosen], good.index.tolist())}
     found = p_values(tables, {name: score_way(table) for name, table in tables.items()}, seed=0)
-    assert found["good"] == {"p_accuracy": None, "p_log_loss": None}
+    assert found["good"]["p_accuracy"] is None and found["good"]["p_log_loss"] is None
+    assert {(one["best_accuracy"], one["best_log_loss"]) for one in found.values()} == {("good", "good")}
     assert found["bad"]["p_accuracy"] < 0.01 and found["bad"]["p_log_loss"] < 0.01
-    assert found["hard"] == {"p_accuracy": 1.0, "p_log_loss": None}, "the same labels, and no probabilities"
+    assert found["hard"]["p_accuracy"] == 1.0 and found["hard"]["p_log_loss"] is None, "no probabilities"
+
+
+def test_a_way_that_answers_few_rows_is_not_the_one_of_least_log_loss() -> None:
+    whole, few = soft(60), np.full((60, 2), np.nan)
+    few[:2] = np.where(np.eye(2)[whole.index[:2]] == 1, 0.99, 0.01)
+    tables = {"whole": whole, "few": way(few, whole.index.tolist())}
+    scores = {name: score_way(table) for name, table in tables.items()}
+    assert scores["few"]["log_loss"] < 0.02 < scores["whole"]["log_loss"]
+    assert best_answering(scores) == "whole"
+    assert p_values(tables, scores, seed=0)["few"]["best_log_loss"] == "whole"
+
+
+def test_ways_that_answer_no_row_in_common_show_a_dash_and_not_best() -> None:
+    probs = np.tile([0.8, 0.2], (8, 1))
+    one, other = probs.copy(), probs.copy()
+    one[4:], other[:4] = np.nan, np.nan
+    tables = {"one": way(one, [0] * 8), "other": way(other, [0] * 7 + [1])}
+    scores = {name: score_way(table) for name, table in tables.items()}
+    found = p_values(tables, scores, seed=0)["other"]
+    assert found["p_log_loss"] is None and found["best_log_loss"] == "one"
+    entry = {**scores["other"], **found, "way": "other", "trouble": None, "labelled_rows": 0, "accuracy_low": 0,
+             "accuracy_high": 1, **dict.fromkeys(("rows_per_s", "fit_seconds", "peak_mib"))}  # fmt: skip
+    assert shown(entry)["p loss"] == "\N{EN DASH}" and shown({**entry, "way": "one"})["p loss"] == "best"
 
 
 def test_a_prompt_that_leans_is_set_right_by_its_answer_to_no_text() -> None:
@@ -146,11 +176,12 @@ def test_two_ways_differ_where_their_labels_do() -> None:
 
 
 def test_ways_are_ordered_by_accuracy_and_then_by_log_loss() -> None:
-    scores = {"hard": {"accuracy": 0.8, "log_loss": None}, "sure": {"accuracy": 0.8, "log_loss": 0.5},
-              "best": {"accuracy": 0.9, "log_loss": 0.7}}  # fmt: skip
+    scores = {"hard": {"accuracy": 0.8, "log_loss": None, "unanswered": 0},
+              "sure": {"accuracy": 0.8, "log_loss": 0.5, "unanswered": 0},
+              "best": {"accuracy": 0.9, "log_loss": 0.7, "unanswered": 0}}  # fmt: skip
     assert list(ordered(scores)) == ["best", "sure", "hard"]
-    assert best_of(scores, "log_loss", smallest=True) == "sure"
-    assert best_of({"hard": scores["hard"]}, "log_loss") is None
+    assert best_answering(scores) == "sure" and most_accurate(scores) == "best"
+    assert best_answering({"hard": scores["hard"]}) is None
 
 
 def test_a_printed_comparison_shows_dashes_and_names_what_failed() -> None:
@@ -158,6 +189,7 @@ def test_a_printed_comparison_shows_dashes_and_names_what_failed() -> None:
     entry = {
         **figures, "way": "hard", "trouble": None, "accuracy_low": 0.3, "accuracy_high": 0.95, "rows_per_s": 2.0,
         "fit_seconds": None, "peak_mib": 812.4, "labelled_rows": 2, "p_accuracy": None, "p_log_loss": None,
+        "best_accuracy": "hard", "best_log_loss": None,
     }  # fmt: skip
     text = printed([entry, {"way": "gone", "trouble": "no such model"}])
     line = next(line for line in text.splitlines() if line.startswith("hard"))

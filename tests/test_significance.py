@@ -41,6 +41,12 @@ def test_rows_that_say_the_same_twice_prove_nothing_more() -> None:
     assert twice == paired_bootstrap(mine, theirs)
 
 
+def test_gaps_in_the_group_numbers_change_nothing() -> None:
+    random = np.random.default_rng(3)
+    mine, theirs, groups = random.random(12), random.random(12) + 0.1, np.repeat(np.arange(6), 2)
+    assert paired_bootstrap(mine, theirs, groups * 50 + 7) == paired_bootstrap(mine, theirs, groups)
+
+
 def test_the_same_seed_gives_the_same_p_value() -> None:
     random = np.random.default_rng(2)
     mine, theirs = random.random(50), random.random(50)
