@@ -51,9 +51,20 @@ def ways_of(settings: Settings, arguments: list[str]) -> list[Way]:
     folder = Path(settings.out_dir or settings.run_dir)
     ways = []
     for name, overrides in settings.compare.ways.items():
-        own = way_arguments(arguments, name, overrides, folder)
         try:
-            ways.append(Way(name, tuple(own), settings_of(own)))
+            own = way_arguments(arguments, name, overrides, folder)
+            way = Way(name, tuple(own), settings_of(own))
+            _check_labels(list(way.settings.question.labels), list(settings.question.labels))
         except ValueError as error:
             raise ValueError(f"compare.ways.{name}: {error}") from None
+        ways.append(way)
     return ways
+
+
+def _check_labels(own: list[str], common: list[str]) -> None:
+    """Refuse a way that answers with other labels: its probabilities would be of another question."""
+    if sorted(own) != sorted(common):
+        raise ValueError(
+            f"It answers with {', '.join(own)}, and the comparison with {', '.join(common)}. Give it the "
+            "same labels, in question.labels or by another question=NAME."
+        )

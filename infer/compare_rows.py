@@ -60,6 +60,11 @@ def draw_rows(settings: Settings, folder: Path) -> CompareRows:
     Rows of equal text (case, width and white space aside) are all in one file. Raises ValueError for a table without
     labels, or with too few rows of one.
     """
+    if settings.text.train_csv is not None:
+        raise ValueError(
+            f"task.train_csv={settings.text.train_csv}: a comparison draws what is learnt from out of task.input_csv, "
+            "so that no text is in both parts. Join the tables into one, and set compare.test_share."
+        )
     source = _whole_source(settings)
     assert source.label_column is not None
     rows, unlabelled = _labelled(source)

@@ -26,17 +26,19 @@ from typing import Any
 from infer.compare_rows import CompareRows
 from infer.compare_way import COST_FILE, learns_by_fit
 from infer.files import read_json, write_json
-from infer.identity import as_json, differences, identity_in
+from infer.identity import as_json, differences, identity_in, input_identity
 from infer.logs import log
-from infer.overrides import laid_over
-from infer.readers import identify
-from models.method_settings import ASKED_METHODS, NETWORK_METHODS
+from infer.overrides import laid_over, override_key
+from infer.readers import identify, identify_model
+from models.method_settings import ASKED_METHODS, EMBEDDING_METHODS, NETWORK_METHODS
 from models.settings import FREE_KEYS, Settings, flatten
 
 WAY_FILE, LOG_FILE, TABLE_FILE = "way.json", "log.txt", "predictions.parquet"
 # The settings that a fitted classifier, and a network trained by its loop, depend on.
 FITTED = ("method.", "seed", "task.", "question.labels", "embedding.")
 TRAINED = (*FITTED, "question.", "model.", "adapter.", "trainer.", "folds.", "engine.")
+LEARN = "compare.learn"
+OWN_KEYS = ("output", "out_dir", "report", "task.input_csv", "task.train_csv", "task.id_column", "task.label_column")
 RAISED = re.compile(r"[A-Za-z_.]+(Error|Exception|Interrupt)\b")
 PR_SET_PDEATHSIG, SIGKILL = 1, 9
 
@@ -64,6 +66,11 @@ class Way:
         used = settings.method.name == "encoder" or settings.adapter.use != "none"
         return settings.method.name in NETWORK_METHODS and used and settings.compare.learn == "auto"
 
+    @property
+    def hard(self) -> bool:
+        """Does its method say a label and no more? One that is asked for numbers may write 1 and 0, and mean them."""
+        return self.settings.method.name == "generate_hard"
+
     def labelled_rows(self, fit_rows: int) -> int:
         """Labelled rows that it needs: those it learns from, or the examples that its prompt shows."""
         if self.trained or learns_by_fit(self.settings):
@@ -84,16 +91,23 @@ def way_arguments(arguments: Sequence[str], name: str, overrides: Sequence[str],
     """The command line of a way, but for its rows: the comparison's, the way's overrides over it, its own folder.
 
     folder: of the comparison. A way that does not learn (compare.learn=no) may name the run_dir whose checkpoints it
-    reads.
+    reads. Raises ValueError for an override that the comparison itself sets.
     """
-    own = folder / "ways" / name
-    run = [] if {"compare.learn=no"} & set(overrides) and _names_a_run(overrides) else [f"run_dir={own / 'run'}"]
+    keys, own = [override_key(one) for one in overrides], folder / "ways" / name
+    taken = next((key for key in keys if key in OWN_KEYS or (key.startswith("compare.") and key != LEARN)), None)
+    if taken is not None:
+        raise ValueError(
+            f"A way cannot set {taken}: all ways read the same rows, each into its own folder. Take it out."
+        )
+    reads = "run_dir" in keys
+    if reads and f"{LEARN}=no" not in [one.lstrip("+") for one in overrides]:
+        raise ValueError(
+            f"A way that may learn cannot set run_dir: it would be trained into that folder. Add {LEARN}=no to read "
+            "the checkpoints there, or take run_dir out."
+        )
+    run = [] if reads else [f"run_dir={own / 'run'}"]
     said = laid_over(arguments, overrides)
     return laid_over(said, [f"compare.way={name}", *run, f"output={own / TABLE_FILE}", "out_dir=null", "report=false"])
-
-
-def _names_a_run(overrides: Sequence[str]) -> bool:
-    return any(one.startswith("run_dir=") for one in overrides)
 
 
 def run_ways(ways: Sequence[Way], rows: CompareRows, only: Sequence[str] | None = None) -> list[Done]:
@@ -121,21 +135,45 @@ def run_ways(ways: Sequence[Way], rows: CompareRows, only: Sequence[str] | None 
 
 
 def identity_of(way: Way, rows: CompareRows) -> dict[str, Any]:
-    """What a way's table depends on: the rows, its settings, and the model's files where nothing is learnt.
+    """What a way's table depends on: the rows, its settings, the files of its model, its calibrator and its decision.
 
     Raises ValueError, with the way's name, where its model is not there.
     """
     free = {*FREE_KEYS, "task.input_csv", "task.train_csv"}
-    kept = FITTED if learns_by_fit(way.settings) else TRAINED
-    if way.trained or learns_by_fit(way.settings):
-        found = {key: value for key, value in flatten(way.settings).items() if key.startswith(kept)}
-    else:
-        try:
-            found = identify(way.settings)
-        except (ValueError, OSError, ImportError) as error:
-            raise ValueError(f"compare.ways.{way.name}: {error}") from error
-        found["seed"] = way.settings.seed  # of what is sampled
+    settings = way.settings
+    try:
+        if way.trained or learns_by_fit(settings):
+            kept = FITTED if learns_by_fit(settings) else TRAINED
+            found = {key: value for key, value in flatten(settings).items() if key.startswith(kept)}
+            found["learns from"] = identify_start(settings)
+        else:
+            found = {**identify(settings), "seed": settings.seed}  # of what is sampled
+        for name, path in (("calibrator", settings.calibration.use), ("decision", settings.decision)):
+            if path:
+                found[name] = input_identity(path)
+    except (ValueError, OSError, ImportError) as error:
+        raise ValueError(f"compare.ways.{way.name}: {error}") from error
     return as_json({**{key: value for key, value in found.items() if key not in free}, "rows": rows.identity})
+
+
+def identify_start(settings: Settings) -> Any:
+    """What stands on disk before a way learns: a mark of the network that it trains or embeds with, None where none."""
+    if settings.method.name == "encoder":
+        from models.fingerprint import fingerprint, model_files
+        from models.names import local_folder, resolve_model
+
+        where = resolve_model(settings.model.name)
+        # Of a hub model perhaps the config alone is here so far; its commit says as much as its files.
+        folder = local_folder(where)
+        return fingerprint(model_files(folder)) if Path(where).is_dir() else folder.name
+    if settings.method.name == "adapter":
+        return identify_model(settings)
+    if settings.method.name in EMBEDDING_METHODS:
+        from infer.classifiers import embedding_of
+        from infer.text_embeddings import identify_embedding
+
+        return identify_embedding(embedding_of(settings.embedding))
+    return None
 
 
 def _make(way: Way, rows: CompareRows, identity: dict[str, Any]) -> str | None:

@@ -77,12 +77,17 @@ def unknown_override(arguments: Sequence[str]) -> str | None:
 
 
 def laid_over(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """A command line with more overrides, which take the place of those of the same key: Hydra takes a group once."""
-    own = {_key(one) for one in overrides}
-    return [*(one for one in arguments if _key(one) not in own), *overrides]
+    """A command line with more overrides, which take the place of those of the same key: Hydra takes a group once.
+
+    An override of a group (model=minilm) also takes the place of single settings of that group: model.name=NAME was
+    said of another model.
+    """
+    own = {override_key(one) for one in overrides}
+    return [*(one for one in arguments if not own & {(key := override_key(one)), key.partition(".")[0]}), *overrides]
 
 
-def _key(argument: str) -> str:
+def override_key(argument: str) -> str:
+    """`model.name` of ++model.name=NAME."""
     return argument.lstrip("+~").partition("=")[0]
 
 

@@ -157,7 +157,7 @@ def identify(settings: Settings) -> dict[str, Any]:
     elif settings.endpoint.url is not None:
         identity["model"] = {"endpoint": settings.endpoint.model}
     elif kind != "fitted":
-        identity["model"] = _identify_model(settings)
+        identity["model"] = identify_model(settings)
     if kind in ("adapter", "fitted", "trained"):
         identity |= checkpoint_identity(Path(settings.run_dir), list(settings.question.labels))
     return identity
@@ -176,7 +176,8 @@ def rotates(settings: Settings) -> bool:
     return asked and settings.question.answers != "text" and settings.question.permutations == "cyclic"
 
 
-def _identify_model(settings: Settings) -> dict[str, str]:
+def identify_model(settings: Settings) -> dict[str, str]:
+    """The mark of the language model that the settings name, without loading it."""
     from models.causal import identify_language_model
 
     model = settings.language_model

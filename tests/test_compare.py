@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from infer import compare_ways
 from infer.cli import ways_of
 from infer.compare import compare
 from infer.compare_rows import draw_rows
-from infer.compare_ways import way_arguments
+from infer.compare_ways import Way, identity_of, way_arguments
 from infer.overrides import as_meant, laid_over, unknown_override
 
 WAYS = ("compare.ways={shares:['method.name=prior'],words:['method=tfidf'],read:[],"
@@ -217,11 +219,67 @@ def test_an_override_of_a_way_takes_the_place_of_the_command_lines() -> None:
 def test_a_way_reads_checkpoints_of_another_run_where_it_does_not_learn() -> None:
     def run_dir(*overrides: str) -> list[str]:
         line = way_arguments(["+experiment=x", "run_dir=out"], "mine", overrides, Path("out"))
-        return [one for one in line if one.startswith("run_dir=")]
+        return [one for one in line if one.lstrip("+").startswith("run_dir=")]
 
     assert run_dir("method=encoder", "run_dir=runs/mine", "compare.learn=no") == ["run_dir=runs/mine"]
-    assert run_dir("method=encoder", "run_dir=runs/mine") == ["run_dir=out/ways/mine/run"], "it must not train there"
+    assert run_dir("method=tfidf", "++run_dir=runs/old", "compare.learn=no") == ["++run_dir=runs/old"]
     assert run_dir("method=tfidf") == ["run_dir=out/ways/mine/run"]
+    with pytest.raises(ValueError, match=r"would be trained into that folder.*compare\.learn=no"):
+        run_dir("method=encoder", "run_dir=runs/mine")
+
+
+@pytest.mark.parametrize("override", ["output=x.csv", "++task.input_csv=other.csv", "compare.test_share=0.2"])
+def test_a_way_cannot_read_other_rows_or_write_elsewhere(override: str) -> None:
+    with pytest.raises(ValueError, match="A way cannot set"):
+        way_arguments(["+experiment=x"], "mine", [override], Path("out"))
+
+
+def test_a_model_of_the_command_line_is_not_given_to_a_way_with_a_model_of_its_own() -> None:
+    line = ["+experiment=reviews_soft", "model.name=/my/llm", "compare.ways={a:[],b:['method=encoder','model=minilm']}"]
+    settings = compose(*line)
+    with door():
+        ways = {way.name: way.settings for way in ways_of(settings, line)}
+    assert ways["a"].model.name == "/my/llm" and "minilm" in ways["b"].model.name.lower()
+
+
+def test_a_way_with_other_labels_is_refused_by_name() -> None:
+    line = ["+experiment=reviews_soft", "compare.ways={a:['method=tfidf'],b:['question=skills','method=tfidf']}"]
+    said = r"compare\.ways\.b: It answers with Hard, Soft, Unknown, and the comparison with positive, negative\."
+    settings = compose(*line)
+    with pytest.raises(ValueError, match=said), door():
+        ways_of(settings, line)
+
+
+def test_a_table_to_learn_from_beside_the_input_is_refused(tmp_path: Path) -> None:
+    labelled().to_csv(tmp_path / "in.csv", index=False)
+    more = ["task.train_csv=mine.csv", f"task.input_csv={tmp_path / 'in.csv'}"]
+    with pytest.raises(ValueError, match=r"task\.train_csv=mine\.csv: a comparison draws"):
+        draw_rows(compose("+experiment=reviews_soft", *more), tmp_path)
+
+
+def test_a_way_depends_on_its_models_files_its_decision_and_its_calibrator(tmp_path: Path, tiny_encoder: str) -> None:
+    for name in ("decision", "calibrator"):
+        (tmp_path / f"{name}.json").write_text("{}")
+    shutil.copytree(tiny_encoder, tmp_path / "network")
+    ruled = ["method=encoder", "model=minilm", f"model.name={tmp_path / 'network'}"]
+    files = [f"decision={tmp_path / 'decision.json'}", f"calibration.use={tmp_path / 'calibrator.json'}"]
+    embedded = ["method=embedding_centroid", f"embedding.name={tmp_path / 'network'}"]
+    composed = [compose("+experiment=reviews_soft", *own) for own in (ruled, [*ruled, *files], embedded)]
+
+    def identities() -> list[dict[str, Any]]:
+        rows = SimpleNamespace(identity={})
+        return [identity_of(Way("a", (), one), rows) for one in composed]  # type: ignore[arg-type]
+
+    before = identities()
+    assert before == identities()
+    (tmp_path / "decision.json").write_text("{} ")
+    assert [one == other for one, other in zip(before, identities(), strict=True)] == [True, False, True]
+    before = identities()
+    (tmp_path / "calibrator.json").write_text("{} ")
+    assert [one == other for one, other in zip(before, identities(), strict=True)] == [True, False, True]
+    config = tmp_path / "network" / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert not any(one == other for one, other in zip(before, identities(), strict=True))
 
 
 @pytest.mark.parametrize(
