@@ -72,6 +72,7 @@ def in_batches(
     with tqdm(total=len(order), desc=doing, unit="row", delay=3, leave=False, disable=not progress or None) as bar:
         while done < len(order):
             for rows in batches(order[done:], tokens, budget_tokens):
+                full = False
                 try:
                     work(rows)
                 except Exception as error:
@@ -83,6 +84,8 @@ def in_batches(
                             "it (max_tokens; task.budget_tokens for pairs), or use fewer bits (quantization=nf4) or "
                             "another device."
                         ) from error
+                    full = True
+                if full:  # out of the except block: the error's traceback holds what the batch had computed
                     budget_tokens = int(min(budget_tokens, len(rows) * tokens[rows].max())) // 2
                     release_memory()
                     break
@@ -91,14 +94,18 @@ def in_batches(
     return budget_tokens
 
 
+# In lower case; the last is of cuBLAS and cuDNN, whose workspaces are not torch's.
+FULL = ("can't allocate memory", "out of memory", "_status_alloc_failed")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for what torch raises on a full GPU or a full host."""
+    """True for what torch and its libraries raise on a full GPU or a full host."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     said = str(error).lower()
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
+    return isinstance(error, RuntimeError) and any(words in said for words in FULL)
 
 
 def release_memory() -> None:
