@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from conftest import compose
 from hypothesis import given
 from hypothesis import strategies as some
 
-from train.batches import StepSampler
+from train.batches import RowItems, StepSampler
 from train.micro_batches import MicroBatches, token_budget
 
 LENGTHS = np.random.default_rng(0).integers(5, 500, 137)
@@ -84,3 +85,17 @@ def test_proven_is_what_every_process_has_been_through_in_tokens_and_in_attentio
     assert cut.proven([[[0], [8]], [[8], [8]]])
     assert not cut.proven([[[0, 1, 2]], [[4]]])  # more tokens
     assert not cut.proven([[[0]], [[0]]])  # for the second, as many tokens in a longer row
+
+
+def test_a_budget_that_shrinks_is_seen_by_the_workers_of_a_loader() -> None:
+    cut = micro(budget_tokens=4000)
+    steps = [[2 * row for row in range(8)]] * 6
+    loader = torch.utils.data.DataLoader(
+        RowItems(len(LENGTHS)), batch_sampler=steps, collate_fn=cut, num_workers=1, prefetch_factor=1
+    )
+    budgets = []
+    for step in loader:
+        budgets.append(step["cut_for"])
+        assert [batch["items"] for batch in step["batches"]] == micro(budget_tokens=budgets[-1]).cuts(step["items"])[0]
+        cut.budget_tokens = 2000
+    assert budgets[0] == 4000 and budgets[-1] == 2000

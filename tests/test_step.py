@@ -12,6 +12,7 @@ from conftest import pair_rows
 from test_loop import trainer
 
 from train.loop import FoldTrainer, last_whole_checkpoint
+from train.step import exchanges
 
 ROWS = pair_rows(44)  # 44 rows in steps of 16: the last step has 12
 
@@ -94,6 +95,35 @@ def test_a_row_that_does_not_fit_alone_is_refused_with_what_to_do(tiny_encoder: 
     loop.model_wrapped = loop.model = Full(loop.model, 10)
     with pytest.raises(MemoryError, match=r"trainer\.activation_checkpointing=true"):
         loop.train()
+
+
+def test_memory_that_runs_out_in_the_optimizer_is_told_with_what_to_do(tiny_encoder: str, tmp_path: Path) -> None:
+    loop = trainer(tmp_path, tiny_encoder, "trainer.batch_rows=16", rows=ROWS)
+    budget, tried = loop.micro.budget_tokens, []
+
+    class Large(torch.optim.SGD):
+        def step(self, closure=None):
+            tried.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 700.00 MiB")
+
+    loop.optimizer = Large(loop.model.parameters(), lr=1e-3)
+    asked = r"step 1 .*trainer\.optimizer=adamw_8bit.*model\.frozen_layers, model\.adapters"
+    with pytest.raises(MemoryError, match=asked):
+        loop.train()
+    assert len(tried) == 1 and loop.micro.budget_tokens == budget, "smaller parts would not help"
+
+
+def test_ddp_is_seen_inside_a_compiled_network() -> None:
+    import torch.distributed as ranks
+
+    ranks.init_process_group("gloo", store=ranks.HashStore(), rank=0, world_size=1)
+    try:
+        network = torch.nn.Linear(2, 2)
+        together = torch.nn.parallel.DistributedDataParallel(network)
+        assert exchanges(together) and exchanges(torch.compile(together, backend="eager"))
+        assert not exchanges(network) and not exchanges(torch.compile(network, backend="eager"))
+    finally:
+        ranks.destroy_process_group()
 
 
 def test_another_error_is_no_lack_of_memory(tiny_encoder: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ Knows lengths and numbers of rows (train.batches), never what is computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,24 @@ class MicroBatches:
     ) -> None:  # fmt: skip
         self.collate = collate
         self.tokens = np.asarray(lengths).repeat(2)  # by item: both orders of a row are as long
-        self.budget_tokens = budget_tokens
+        self._budget_tokens = RawValue("q", budget_tokens)  # the loader's workers see it shrink
         self.process, self.processes = process, processes
         self._passed: list[set[tuple[int, int]]] = [set() for _ in range(processes)]
 
+    @property
+    def budget_tokens(self) -> int:
+        """Of a micro-batch; the same in a process and in the workers of its loader."""
+        return int(self._budget_tokens.value)
+
+    @budget_tokens.setter
+    def budget_tokens(self, tokens: int) -> None:
+        self._budget_tokens.value = tokens
+
     def __call__(self, items: list[int]) -> dict[str, Any]:
         """A step as the loader brings it: its items, and this process's batches as cut for the budget of now."""
+        cut_for = self.budget_tokens  # before the cut: where it shrinks in between, the batches count as stale
         mine = self.cuts(items)[self.process]
-        return {"items": items, "cut_for": self.budget_tokens, "batches": [self.collate(part) for part in mine]}
+        return {"items": items, "cut_for": cut_for, "batches": [self.collate(part) for part in mine]}
 
     def cuts(self, items: Items) -> list[list[list[int]]]:
         """For every process the micro-batches of its share of a step, longest first, so that what is too large shows.

@@ -60,6 +60,19 @@ class StepTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
         )
 
+    def train(self, *given: Any, **named: Any) -> Any:
+        """As Trainer's. Raises MemoryError where memory runs out outside of the micro-batches."""
+        try:
+            return super().train(*given, **named)
+        except Exception as error:
+            if isinstance(error, MemoryError) or not is_out_of_memory(error):
+                raise
+            raise MemoryError(
+                f"Memory ran out in step {self.state.global_step + 1} outside of its micro-batches: most likely in the "
+                "optimizer, which makes its state in the first step. Train with trainer.optimizer=adamw_8bit, or less "
+                "of the network (model.frozen_layers, model.adapters=true)."
+            ) from error
+
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One step of this process, micro-batch by micro-batch: leaves the gradient, returns its part of the mean loss.
 
@@ -74,7 +87,7 @@ class StepTrainer(Trainer):
             cuts = self.micro.cuts(items)
             # A process that runs out of memory amid DDP's exchange would leave the others waiting. So they exchange
             # nothing before all have come through, unless all have been through something as large before.
-            apart = isinstance(model, DistributedDataParallel) and not self.micro.proven(cuts)
+            apart = exchanges(model) and not self.micro.proven(cuts)
             mine = cuts[self.micro.process]
             loss, failed = self._through(model, items, mine, batches or map(self.micro.collate, mine), apart)
             budget = self.micro.budget_tokens if failed is None else self.micro.smaller(failed)
@@ -143,3 +156,8 @@ class StepTrainer(Trainer):
         if isinstance(data, torch.Tensor) and not self.is_deepspeed_enabled:
             return data.to(self.args.device, non_blocking=True)
         return super()._prepare_input(data)
+
+
+def exchanges(model: Any) -> bool:
+    """Does its backward pass exchange gradients between processes? accelerate compiles around DDP."""
+    return isinstance(getattr(model, "_orig_mod", model), DistributedDataParallel)
