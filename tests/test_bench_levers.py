@@ -14,14 +14,16 @@ bench = importlib.import_module("levers")
 
 
 def test_levers_stand_beside_the_plain_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = ("plain", "embeddings frozen", "adapters", "compiled")
+    wanted = ("plain", "transformers' attention", "embeddings frozen", "adapters", "compiled")
     monkeypatch.setattr(bench, "compile_lack", lambda: "this machine has no GPU")
     every = bench.levers
     monkeypatch.setattr(bench, "levers", lambda layers: [one for one in every(layers) if one.name in wanted])
     options = Namespace(
-        network=bench.SHAPES["toy"], vocabulary=200, tokens=64, rows=2, rounds=1, precision="fp32", device="cpu"
-    )
-    plain, frozen, adapters, compiled = lines = bench.measure(options)
+        network=bench.SHAPES["toy"], vocabulary=200, tokens=64, rows=2, rounds=1, precision="fp32", device="cpu",
+        attention="auto",
+    )  # fmt: skip
+    plain, eager, frozen, adapters, compiled = lines = bench.measure(options)
+    assert [one.attention for one in (plain, eager, frozen)] == ["sdpa", "eager", "sdpa"]
     assert plain.time_x == plain.peak_x == 1 and frozen.step_s > 0
     # The embeddings are 200 rows of 32 numbers, with a norm of two times 32; 512 relative ones, and theirs, stay too.
     least = (200 * 32 + 2 * 32 + 512 * 32 + 2 * 32) * 12 / 2**20
@@ -32,6 +34,17 @@ def test_levers_stand_beside_the_plain_step(monkeypatch: pytest.MonkeyPatch) -> 
     assert "| plain | `-` |" in text and "compiled (this machine has no GPU)" in text
 
 
+def test_8_bits_are_counted_for_all_but_the_embeddings() -> None:
+    pytest.importorskip("bitsandbytes")
+    options = Namespace(
+        network=bench.SHAPES["toy"], vocabulary=200, precision="fp32", device="cpu", attention="auto"
+    )  # fmt: skip
+    runner = bench.Runner(options, bench.Lever("8-bit AdamW", "", optimizer="adamw_8bit"))
+    every = sum(weight.numel() for weight in runner.network.parameters())
+    embedded = 200 * 32 + 512 * 32
+    assert runner.state_bytes == 4 * every + 8 * embedded + 2 * (every - embedded)
+
+
 def test_every_setting_of_a_lever_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from conftest import compose
 
@@ -40,4 +53,4 @@ def test_every_setting_of_a_lever_is_one(monkeypatch: pytest.MonkeyPatch) -> Non
     known = flatten(compose("+experiment=arena_deberta"))
     words = " ".join(one.setting for one in bench.levers(12)).replace("=", " ").split()
     named = {word for word in words if word.startswith(("model.", "trainer."))}
-    assert len(named) == 7 and named <= set(known)
+    assert len(named) == 8 and named <= set(known)

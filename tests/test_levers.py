@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import compose, tiny_run
+from transformers import TrainingArguments
 
 from infer.classifiers import load_classifier
 from infer.predictions import Predictions
@@ -20,6 +21,7 @@ from models.method_settings import AdapterSettings
 from models.text_encoder import TextEncoding
 from train import levers
 from train.levers import check_levers, trainer_switches
+from train.loop import trained
 from train.run import run as train
 
 LABELS = ("positive", "negative")
@@ -165,6 +167,30 @@ def test_every_optimiser_trains_and_one_that_is_not_installed_is_refused(
         check_levers(settings)
     with pytest.raises(ValueError, match=r"trainer\.optimizer='sgd'"):
         compose("+experiment=reviews_encoder", "trainer.optimizer=sgd")
+
+
+def test_embeddings_keep_their_optimisers_state_in_32_bits(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+    from train.loop import FoldTrainer
+
+    shape = {"vocab_size": 600, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+    loop = FoldTrainer.__new__(FoldTrainer)
+    loop.args = TrainingArguments(output_dir=str(tmp_path), optim="adamw_8bit", use_cpu=True, report_to=[])
+    loop.layer_decay, loop.head_rate = 0.9, 1.0
+    for frozen in (0, 1):  # the second network has other parameters at the first one's places
+        network = DebertaV2ForSequenceClassification(DebertaV2Config(**shape, intermediate_size=256))
+        freeze_lowest(network, frozen)
+        loop.optimizer = None
+        optimizer = loop.create_optimizer(network)
+        for weight in trained(network).values():
+            weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        states = {name: optimizer.state[weight]["state1"].dtype for name, weight in trained(network).items()}
+        table = states.get("deberta.embeddings.word_embeddings.weight")
+        assert table == (None if frozen else torch.float32)
+        assert states["deberta.encoder.layer.0.intermediate.dense.weight"] == torch.uint8
 
 
 def test_the_default_optimiser_is_the_fused_one() -> None:

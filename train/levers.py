@@ -61,6 +61,23 @@ def trainer_switches(trainer: TrainerSettings) -> dict[str, Any]:
     return {"optim": OPTIMIZERS[trainer.optimizer], **compiled}
 
 
+def embeddings_in_32_bits(network: Any) -> list[Any]:
+    """Keep 8-bit AdamW's state of the trained embeddings in 32 bits; their weights. To be called before its first step.
+
+    Tokens are frequent and rare, so that gradients differ most in size there. Source: Dettmers et al. 2022, section
+    2.3, and transformers.Trainer.create_optimizer, which ours stands in for.
+    """
+    import bitsandbytes
+    from torch import nn
+
+    tables = [one for one in network.modules() if isinstance(one, nn.Embedding) and one.weight.requires_grad]
+    manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+    manager.initialize()  # one for the whole process: it would keep the networks of earlier folds alive
+    for one in tables:
+        manager.register_module_override(one, "weight", {"optim_bits": 32})
+    return [one.weight for one in tables]
+
+
 def length_multiple(trainer: TrainerSettings) -> int:
     """Batches are padded to a multiple of so many tokens."""
     return COMPILED_TOKENS if trainer.compile else 1

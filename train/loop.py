@@ -24,7 +24,7 @@ from models.encoder import HEAD_DEPTH, depth
 from models.settings import Settings
 from train.batches import StepSampler
 from train.callbacks import StepBar
-from train.levers import trainer_switches
+from train.levers import embeddings_in_32_bits, trainer_switches
 from train.step import StepTrainer
 
 TRAINED_FILE = "trained.safetensors"
@@ -88,6 +88,8 @@ class FoldTrainer(StepTrainer):
                 layer_decay=self.layer_decay,
                 head_rate=self.head_rate,
             )
+            if options.get("optim_bits") == 8:
+                embeddings_in_32_bits(network)
             self.optimizer = kind(groups, **options)
         return self.optimizer
 

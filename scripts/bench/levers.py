@@ -3,10 +3,10 @@
     python scripts/bench/levers.py --shape base --tokens 512 --rows 8 --precision fp16 --json levers.json       on a GPU
     OMP_NUM_THREADS=1 python scripts/bench/levers.py --shape base --layers 4 --json levers.json             on a CPU
 
-A DeBERTa-v3 of the shape with random weights. The levers take their turn on the same batch in each of --rounds; the
-middle round counts. A CPU's seconds are processor seconds. peak: of a step over what stands before it. state: gradients
-and the optimiser's numbers of what trains, by arithmetic, which stand for the whole run. A lever that cannot run here
-says why.
+A DeBERTa-v3 of the shape with random weights and the default's attention. The levers take their turn on the same batch
+in each of --rounds; the middle round counts. A CPU's seconds are processor seconds. peak: of a step over what stands
+before it. state: gradients and the optimiser's numbers of what trains, by arithmetic, which stand for the whole run. A
+lever that cannot run here says why.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from batches import clock, write_json
+from batches import clock, tier_of, write_json
 from deberta_shapes import SHAPES, build
 from soft_worker import Peak, synchronise
 
@@ -28,7 +28,7 @@ from models.adapters import checkpoint_activations
 from models.encoder import freeze_lowest
 from models.encoder_adapters import add_adapters
 from models.method_settings import AdapterSettings
-from train.levers import COMPILED_TOKENS, compile_lack, rounded
+from train.levers import COMPILED_TOKENS, compile_lack, embeddings_in_32_bits, rounded
 
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 GRADIENT_BYTES = 4
@@ -42,6 +42,7 @@ class Lever:
 
     name: str
     setting: str
+    attention: str | None = None  # None: as --attention asks
     dropout: float = 0.1
     change: Callable[[Any], object] = lambda network: None
     optimizer: str = "adamw"
@@ -54,6 +55,7 @@ class Line:
 
     name: str
     setting: str
+    attention: str | None = None
     step_s: float | None = None
     time_x: float | None = None
     peak_mib: float | None = None
@@ -66,6 +68,7 @@ def levers(layers: int) -> list[Lever]:
     half = layers // 2 + 1
     return [
         Lever("plain", "-"),
+        Lever("transformers' attention", "model.attention=eager", attention="eager"),
         Lever("dropout 0", "model.dropout=0.0", dropout=0.0),
         Lever("embeddings frozen", "model.frozen_layers=1", change=lambda one: freeze_lowest(one, 1)),
         Lever("lower half frozen", f"model.frozen_layers={half}", change=lambda one: freeze_lowest(one, half)),
@@ -86,13 +89,16 @@ class Runner:
     def __init__(self, options: argparse.Namespace, lever: Lever) -> None:
         self.device, self.half = options.device, HALF.get(options.precision)
         self.network: Any = build(
-            options.network, tier="eager", vocabulary=options.vocabulary, dropout=lever.dropout, device=options.device
-        ).train()
+            options.network, tier=lever.attention or options.attention, vocabulary=options.vocabulary,
+            dropout=lever.dropout, device=options.device,
+        ).train()  # fmt: skip
         lever.change(self.network)
         self.network.to(options.device)
         trained = [weight for weight in self.network.parameters() if weight.requires_grad]
-        numbers = sum(weight.numel() for weight in trained)
-        self.state_bytes = numbers * (GRADIENT_BYTES + STATE_BYTES[lever.optimizer])
+        whole = embeddings_in_32_bits(self.network) if lever.optimizer != "adamw" else []
+        in_whole, numbers = (sum(weight.numel() for weight in some) for some in (whole, trained))
+        self.state_bytes = numbers * GRADIENT_BYTES + in_whole * STATE_BYTES["adamw"]
+        self.state_bytes += (numbers - in_whole) * STATE_BYTES[lever.optimizer]
         self.optimiser = _optimiser(lever.optimizer, trained)
         self.scaler = torch.amp.GradScaler(options.device, enabled=options.precision == "fp16")
         if lever.compiled:
@@ -127,6 +133,7 @@ def measure(options: argparse.Namespace) -> list[Line]:
         lines[lever.name] = Line(lever.name, lever.setting, cannot=lack)
         if lack is None:
             runner = runners[lever.name] = Runner(options, lever)
+            lines[lever.name] = replace(lines[lever.name], attention=tier_of(runner.network))
             runner.step(ids)  # AdamW's state is made, kernels are compiled
             peak = Peak(options.device)
             runner.step(ids)
@@ -170,6 +177,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", choices=("fp32", *HALF), default="fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--attention", choices=("auto", "eager", "sdpa"), default="auto", help="auto: sdpa")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -177,6 +185,7 @@ def main() -> None:
     if options.layers:
         options.network = replace(options.network, layers=options.layers)
     lines = measure(options)
+    print(f"attention {lines[0].attention}, but where a row says otherwise\n")
     print(table(lines))
     if options.json:
         write_json(options.json, "levers", options, {"lines": [asdict(one) for one in lines]})
