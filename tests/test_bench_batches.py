@@ -61,6 +61,7 @@ def test_speeds_stand_beside_the_default(
     assert list(by_way) == list(bench.WAYS) and by_way["dynamic"]["against_dynamic"] == 1
     for line in by_way.values():
         assert line["against_dynamic"] == pytest.approx(line["rows_per_s"] / by_way["dynamic"]["rows_per_s"])
+    assert found["attention"] == "sdpa", "the default's"
     assert "| tokens |" in capsys.readouterr().out and {"hardware", "commit", "options"} <= set(found)
     assert found["command"].startswith("python scripts/bench/batches.py --source")
 

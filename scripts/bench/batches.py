@@ -12,7 +12,7 @@ tokens    ours: train.batches and train.micro_batches
 
 Padding is that of one epoch of all rows. Rows/s: the ways in turn, --rounds times, train an epoch of the same --rows on
 a small DeBERTa (CPU: processor seconds of one thread, so that a busy machine does not show; GPU: seconds), best of the
-rounds. Run under OMP_NUM_THREADS=1.
+rounds. Its attention is the default's, which on a CPU drops the padding itself. Run under OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from transformers import BertConfig, BertForSequenceClassification, DebertaV2Con
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from infer.encoder import build_model
+from models.deberta_attention import TieredEncoder, use_attention
 from models.encoder import PairClassifier
 from models.names import resolve_model
 from models.reader import PairReader, load_tokenizer, make_reader
@@ -102,8 +103,10 @@ def describe(way: str, steps: Steps, lengths: np.ndarray) -> Line:
     return Line(way, 1 - int(lengths.sum()) / sum(read), len(parts) / len(steps), max(read))
 
 
-def make_network(kind: str, tokenizer: Any, reader: PairReader, *, hidden: int, layers: int) -> PairClassifier:
-    """A network of random weights."""
+def make_network(
+    kind: str, tokenizer: Any, reader: PairReader, *, hidden: int, layers: int, attention: str = "auto"
+) -> PairClassifier:
+    """A network of random weights. attention: of a DeBERTa, as model.attention has it."""
     shape: dict[str, Any] = {
         "vocab_size": len(tokenizer), "hidden_size": hidden, "num_hidden_layers": layers,
         "num_attention_heads": max(1, hidden // HEADS), "intermediate_size": 4 * hidden, "num_labels": 3,
@@ -118,7 +121,13 @@ def make_network(kind: str, tokenizer: Any, reader: PairReader, *, hidden: int, 
         encoder: Any = DebertaV2ForSequenceClassification(DebertaV2Config(**shape))
     else:
         encoder = BertForSequenceClassification(BertConfig(**shape))
+    use_attention(encoder, attention)
     return build_model(encoder, reader.head, None)
+
+
+def tier_of(network: torch.nn.Module) -> str:
+    """The attention that a network came to have; eager: transformers' own."""
+    return next((one.tier for one in network.modules() if isinstance(one, TieredEncoder)), "eager")
 
 
 def train_epoch(
@@ -150,13 +159,10 @@ def clock(device: str) -> float:
     return time.process_time() if device == "cpu" else time.perf_counter()
 
 
-def time_ways(options: argparse.Namespace, job: Job, tokenizer: Any, chosen: np.ndarray) -> dict[str, float]:
+def time_ways(options: argparse.Namespace, job: Job, network: PairClassifier, chosen: np.ndarray) -> dict[str, float]:
     """Rows/s of every way on the same rows."""
     pad_to = job.reader.budget_tokens
     steps = {way: rows_of(cut(way, job.lengths[chosen], **sizes(options)), chosen) for way in WAYS}
-    torch.manual_seed(0)
-    network = make_network(options.network, tokenizer, job.reader, hidden=options.hidden, layers=options.layers)
-    network.to(options.device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
     best = dict.fromkeys(WAYS, np.inf)
     for number in range(options.rounds):
@@ -174,6 +180,10 @@ def rows_of(steps: Steps, chosen: np.ndarray) -> Steps:
 
 def sizes(options: argparse.Namespace) -> dict[str, int]:
     return {"step_rows": options.step_rows, "memory_rows": options.memory_rows}
+
+
+def network_sizes(options: argparse.Namespace) -> dict[str, Any]:
+    return {"hidden": options.hidden, "layers": options.layers, "attention": options.attention}
 
 
 def table(lines: Sequence[Line]) -> list[str]:
@@ -197,6 +207,7 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--step-rows", type=int, default=32)
     parser.add_argument("--memory-rows", type=int, default=8, help="rows of the longest that fit into memory")
     parser.add_argument("--network", choices=("deberta", "bert"), default="deberta")
+    parser.add_argument("--attention", choices=("auto", "eager", "sdpa", "flex"), default="auto", help="of a DeBERTa")
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -223,19 +234,22 @@ def main() -> None:
     torch.set_num_threads(1)
     job, tokenizer = load_job(options.source, options.tokenizer, head=options.head, budget=options.budget)
     lines = [describe(way, cut(way, job.lengths, **sizes(options)), job.lengths) for way in WAYS]
+    torch.manual_seed(0)
+    network = make_network(options.network, tokenizer, job.reader, **network_sizes(options)).to(options.device)
     if options.rows:
         chosen = np.random.default_rng(1).permutation(len(job.lengths))[: options.rows]
-        speeds = time_ways(options, job, tokenizer, chosen)
+        speeds = time_ways(options, job, network, chosen)
         lines = [
             replace(line, rows_per_s=speeds[line.way], against_dynamic=speeds[line.way] / speeds["dynamic"])
             for line in lines
         ]
-    shape = f"{options.network} of {options.layers} layers, {options.hidden}"
+    tier = tier_of(network)
+    shape = f"{options.network} of {options.layers} layers, {options.hidden}, attention {tier}"
     print(f"{len(job.lengths)} rows, {options.head} at {options.budget} tokens, steps of {options.step_rows}; {shape}; "
           f"{hardware(options.device, 1)}, commit {commit()}\n")  # fmt: skip
     print("\n".join(table(lines)))
     if options.json:
-        write_json(options.json, "batches", options, {"lines": [asdict(one) for one in lines]})
+        write_json(options.json, "batches", options, {"attention": tier, "lines": [asdict(one) for one in lines]})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from batches import Job, arguments, cut, load_job, make_network, rows_of, sizes, train_epoch, write_json
+from batches import Job, arguments, cut, load_job, make_network, network_sizes, rows_of, sizes, train_epoch, write_json
 from torch.nn import functional as F
 
 
@@ -45,7 +45,7 @@ def one_run(
 ) -> list[tuple[int, float]]:
     """[(rows seen, held-out log loss)], four times an epoch."""
     torch.manual_seed(seed)
-    network = make_network(options.network, tokenizer, job.reader, hidden=options.hidden, layers=options.layers)
+    network = make_network(options.network, tokenizer, job.reader, **network_sizes(options))
     network.to(options.device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=options.rate)
     points: list[tuple[int, float]] = []
