@@ -216,7 +216,8 @@ class Settings:
         return self.model
 
 
-# Keys that may change between two launches of one run: they say where, how much of it, or how fast, never what.
+# Keys that may change between two launches of one run: they say where, how much of it, or how fast, never what. Only
+# dropout draws otherwise after trainer.budget_tokens or model.attention changed, as it does with another seed.
 FREE_KEYS = {
     "run_dir", "doctor", "explore", "report", "folds.only", "folds.file", "task.test_csv", "task.sample_csv",
     "blend.runs", "trainer.budget_tokens", "trainer.predict_batch_rows", "trainer.workers", "trainer.saves_per_eval",
