@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from infer.cutoffs import Cutoff, sides, thresholds_between, wilson_low
+from infer.cutoffs import Cutoff, sides, thresholds_between
+from infer.intervals import wilson_low
 from infer.predictions import Predictions
 
 
@@ -15,25 +16,25 @@ def for_precision(predictions: Predictions, label: str, target: float, *, confid
     """The lowest threshold, hence the most rows found, from which `label` is right in `target` of cases or more.
 
     confidence: that the true share is no lower, given these rows; 0.5 takes the share as it was seen. Raises
-    ValueError where no threshold has it, with the rows that would be needed.
+    ValueError where no threshold has it, with the rows that would be needed, and where no row is truly `label`.
     """
     thresholds, right, said = _at_or_above(predictions, label)
-    at = _settle(right, said, target, confidence, f"precision of {label}", len(predictions))
+    at = _settle(right, said, target, confidence, len(predictions), "precision", label)
     return _single(predictions, label, thresholds[at.min()])
 
 
 def for_recall(predictions: Predictions, label: str, target: float, *, confidence: float = 0.95) -> Cutoff:
     """The highest threshold, hence the fewest false alarms, that still finds `target` of the true rows or more."""
     thresholds, right, _ = _at_or_above(predictions, label)
-    true = np.full(len(right), right[0] if len(right) else 0)
-    at = _settle(right, true, target, confidence, f"recall of {label}", len(predictions))
+    true = np.full(len(right), right[0])
+    at = _settle(right, true, target, confidence, len(predictions), "recall", label)
     return _single(predictions, label, thresholds[at.max()])
 
 
 def for_accuracy(predictions: Predictions, target: float, *, confidence: float = 0.95) -> Cutoff:
     """The lowest confidence, hence the most rows answered, from which the likeliest label is right often enough."""
     thresholds, right, answered = _at_or_above(predictions, None)
-    at = _settle(right, answered, target, confidence, "accuracy", len(predictions))
+    at = _settle(right, answered, target, confidence, len(predictions), "an accuracy", None)
     return _single(predictions, None, thresholds[at.min()])
 
 
@@ -48,8 +49,6 @@ def cheapest(
     for name, price in (("false_alarm", false_alarm), ("miss", miss), ("person", person)):
         if price is not None and not (np.isfinite(price) and price >= 0):
             raise ValueError(f"{name} is {price}, expected a price of 0 or more.")
-    if not len(predictions):
-        raise ValueError("The table has 0 rows, expected at least one to price. Check which rows were predicted.")
     thresholds, right, said = _at_or_above(predictions, label)
     thresholds, right, said = np.append(thresholds, 1.0), np.append(right, 0), np.append(said, 0)
     if thresholds[-2] == 1.0:  # rows at 1 itself can be refused by no threshold
@@ -67,9 +66,14 @@ def cheapest(
 
 
 def _at_or_above(predictions: Predictions, label: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """((K,) rising thresholds, (K,) rows right from each on, (K,) rows given a label from each on)."""
+    """((K,) rising thresholds, (K,) rows right from each on, (K,) rows given a label from each on).
+
+    Refuses an unknown label and a table of 0 rows.
+    """
     if label is not None and label not in predictions.labels:
         raise ValueError(f"label is {label!r}, expected one of {', '.join(predictions.labels)}.")
+    if not len(predictions):
+        raise ValueError("The table has 0 rows, expected at least one with its true label. Label some, or give others.")
     column = None if label is None else predictions.labels.index(label)
     scores, given, _ = sides(predictions.probs, column)
     order = np.sort(scores)
@@ -82,21 +86,25 @@ def _at_or_above(predictions: Predictions, label: str | None) -> tuple[np.ndarra
     )
 
 
-def _settle(right: np.ndarray, rows: np.ndarray, target: float, confidence: float, what: str, size: int) -> np.ndarray:
+def _settle(
+    right: np.ndarray, rows: np.ndarray, target: float, confidence: float, size: int, figure: str, label: str | None
+) -> np.ndarray:
     """The positions where right / rows reaches the target with this confidence. Raises ValueError for none."""
     from scipy.stats import norm
 
+    what = figure if label is None else f"a {figure} of {label}"
     if not 0 < target < 1 or not 0.5 <= confidence < 1:
         raise ValueError(f"target is {target} with confidence {confidence}, expected 0 < target < 1, 0.5 to below 1.")
     reached = np.flatnonzero(wilson_low(right, rows, confidence) >= target)
     if len(reached):
         return reached
+    begin = f"No threshold gives {what} of {target} with {confidence:.0%} confidence on these {size} rows"
+    if label is not None and not right.any():
+        raise ValueError(f"{begin}: no row is truly {label}. Label some that are.")
     share = np.divide(right, rows, out=np.zeros(len(rows)), where=rows > 0)
     spare = np.where(share > target, share - target, np.nan)
-    begin = f"No threshold gives a {what} of {target} with {confidence:.0%} confidence on these {size} rows"
     if np.isnan(spare).all():
-        best = f"{share.max():.3f}" if len(share) else "none"
-        raise ValueError(f"{begin}: the highest seen is {best}. More rows will not help; ask for less.")
+        raise ValueError(f"{begin}: the highest seen is {share.max():.3f}. More rows will not help; ask for less.")
     # Where Wilson's bound meets the target: (share - target)^2 = z^2 target (1 - target) / rows.
     needed = norm.ppf(confidence) ** 2 * target * (1 - target) / spare**2
     table_rows = np.nanmin(needed * size / np.maximum(rows, 1))

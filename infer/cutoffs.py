@@ -1,7 +1,7 @@
 """A probability that is high enough: which label a row gets, and which rows are left to a person.
 
 Fitted on one table with known labels, kept in a file of a few lines, applied to another table. A cutoff is what the
-report's threshold saves. Knows the table only: never how the probabilities were made.
+report's threshold saves, and `python -m infer.cutoffs`. Knows the table only: never how the probabilities were made.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from infer.intervals import wilson_low
 from infer.predictions import Predictions
 from models.tasks.files import told_of, write_atomically
 
@@ -118,22 +119,6 @@ def _mean_ratio(above: np.ndarray, under: np.ndarray, columns: np.ndarray) -> fl
     return float(np.divide(above, under, out=np.zeros(len(above)), where=under > 0)[columns].mean())
 
 
-def wilson_low(right: np.ndarray, rows: np.ndarray, confidence: float = 0.95) -> np.ndarray:
-    """(K,) what the share right / rows is at least, with this one-sided confidence; 0 where there are no rows.
-
-    For one share chosen beforehand; the best of many is a little worse than it looks. Source: Wilson 1927, equation 4.
-    """
-    from scipy.stats import norm
-
-    z, rows = norm.ppf(confidence), rows.astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = right / rows
-        low = (share + z**2 / (2 * rows) - z * np.sqrt(share * (1 - share) / rows + (z / rows) ** 2 / 4)) / (
-            1 + z**2 / rows
-        )
-    return np.where(rows > 0, low, 0.0)
-
-
 def write_cutoff(path: str | Path, cutoff: Cutoff, rows: int) -> None:
     """Writes the cutoff as YAML, as the report's button does. rows: how many it was chosen on."""
     import yaml
@@ -178,3 +163,11 @@ def _check_labels(found: tuple[str, ...], expected: tuple[str, ...], name: str) 
             f"{name} is for the labels {', '.join(found)}, not {', '.join(expected)} in this order. Give one that was "
             "made on a table of these labels."
         )
+
+
+if __name__ == "__main__":
+    import sys
+
+    from infer.cutoff_door import main
+
+    sys.exit(main())

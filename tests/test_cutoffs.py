@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import sklearn.metrics
 
 from infer.cutoff_fits import cheapest, for_accuracy, for_precision, for_recall
-from infer.cutoffs import Cutoff, holds_cutoff, judge, read_cutoff, thresholds_between, wilson_low, write_cutoff
+from infer.cutoffs import Cutoff, holds_cutoff, judge, read_cutoff, thresholds_between, write_cutoff
+from infer.intervals import wilson_low
 from infer.predictions import Predictions
 
 LABELS = ("no", "yes")
@@ -130,6 +132,20 @@ def test_a_target_above_anything_seen_is_refused_without_asking_for_rows() -> No
     rows = table(np.array([[0.1, 0.9], [0.2, 0.8], [0.9, 0.1], [0.8, 0.2]]), ["no", "no", "yes", "yes"])
     with pytest.raises(ValueError, match="More rows will not help"):
         for_accuracy(rows, 0.9)
+
+
+@pytest.mark.parametrize("fit", [for_precision, for_recall])
+def test_a_label_that_is_never_true_is_refused_with_what_would_help(fit: Callable[..., Cutoff]) -> None:
+    rows = table(np.array([[0.1, 0.9], [0.2, 0.8]]), ["no", "no"])
+    with pytest.raises(ValueError, match=r"on these 2 rows: no row is truly yes\. Label some that are\.$"):
+        fit(rows, "yes", 0.9)
+    with pytest.raises(ValueError, match="The table has 0 rows, expected at least one with its true label"):
+        fit(rows.take([]), "yes", 0.9)
+
+
+def test_no_rows_at_all_are_refused_for_what_they_are() -> None:
+    with pytest.raises(ValueError, match="The table has 0 rows"):
+        for_accuracy(drawn(20).take([]), 0.9)
 
 
 @pytest.mark.parametrize("person", [None, 0.2, 0.0])

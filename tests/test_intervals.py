@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from infer.intervals import auc_interval, bootstrap_interval
+from infer.intervals import auc_interval, bootstrap_interval, wilson_interval, wilson_low
 
 
 def test_the_interval_of_a_mean_is_that_of_the_central_limit_theorem() -> None:
@@ -80,3 +80,14 @@ def test_the_interval_of_the_auc_spreads_as_hanley_and_mcneil_say() -> None:
     assert interval is not None
     # 8 %: the quantiles of 2000 draws, and the sample's own spread in place of the population's
     assert (interval[1] - interval[0]) / (2 * 1.96 * deviation) == pytest.approx(1, rel=0.08)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 10), (23, 50), (50, 50)])
+def test_the_two_sided_share_interval_is_two_one_sided_ones(right: int, count: int) -> None:
+    low, high = wilson_interval(right, count)
+    sides = wilson_low(np.array([right, count - right]), np.array([count] * 2), 0.975)
+    assert (low, high) == (sides[0], 1 - sides[1]) and 0 <= low <= right / count <= high <= 1
+
+
+def test_a_share_of_no_rows_may_be_anything() -> None:
+    assert wilson_interval(0, 0) == (0, 1)
