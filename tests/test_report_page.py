@@ -185,6 +185,17 @@ def test_a_target_out_of_reach_is_said_and_moves_nothing(page: Any) -> None:
     assert threshold(page) == before
 
 
+def test_a_target_that_more_rows_would_show_is_refused_with_how_many_as_in_python(page: Any) -> None:
+    rows = decided_on()
+    for target in (0.96, 0.97, 0.98):
+        with pytest.raises(ValueError, match="No threshold") as refusal:
+            for_precision(rows, "yes", target)
+        page.locator("#target-value").fill(str(target))
+        page.get_by_role("button", name="Find", exact=True).click()
+        ending = str(refusal.value).partition("on these 400 rows")[2].removeprefix(".").strip()
+        assert page.locator("#found").inner_text().replace(",", "").endswith(ending.replace(",", ""))
+
+
 @pytest.mark.parametrize("person", [None, 0.3])
 def test_prices_find_the_cutoff_that_python_finds(page: Any, person: float | None) -> None:
     rows = decided_on()
@@ -196,6 +207,21 @@ def test_prices_find_the_cutoff_that_python_finds(page: Any, person: float | Non
     left = ROWS - found.sum()
     cost = 2 * found[0, 1] + 5 * found[1, 0] + (person or 0) * left
     assert f"The cheapest: {cost:,.2f}".rstrip("0").rstrip(".") in page.locator("#found").inner_text()
+
+
+@pytest.mark.parametrize("person", [None, 0.0, 0.3])
+def test_no_row_is_left_to_a_person_whose_look_has_no_price(page: Any, person: float | None) -> None:
+    """For the likeliest label: without a price all are answered, with one the sum of all prices is the least."""
+    rows = decided_on()
+    page.locator("#cutoff-mode").select_option(index=0)
+    page.locator("#cost-person").fill("" if person is None else str(person))
+    page.get_by_role("button", name="Find the cheapest").click()
+    sure, right = rows.probs.max(axis=1), rows.predicted == rows.truth
+    prices = [(~right & (sure >= at)).sum() + (person or 0) * (sure < at).sum() for at in [*np.unique(sure), 1.1]]
+    expected = prices[0] if person is None else min(prices)
+    assert f"The cheapest: {expected:,.2f}".rstrip("0").rstrip(".") in page.locator("#found").inner_text()
+    if person is None:
+        assert share(page) == 1 and "Price a person's look" in page.locator("#found").inner_text()
 
 
 def test_the_saved_decision_is_applied_as_the_page_showed_it(page: Any, tmp_path: Path) -> None:

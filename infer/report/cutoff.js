@@ -77,7 +77,7 @@ function score(confusion, mode) {
   };
 }
 
-// What a share is at least, 95 % one-sided. Source: Wilson 1927, equation 4; infer/cutoffs.py has the same.
+// What a share is at least, 95 % one-sided. Source: Wilson 1927, equation 4; infer/intervals.py has the same.
 const Z = 1.6448536269514722;
 function wilsonLow(right, rows) {
   if (!rows) return null;

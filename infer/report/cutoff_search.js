@@ -43,9 +43,13 @@ function push(which, position) {
 dragHandle($("handle-low"), "low");
 dragHandle($("handle-high"), "high");
 
+// {at: the threshold's place} or, where none reaches the target, {refused: why, and what would help}.
 function findTarget(figure, target, sure) {
   const { mode } = state,
+    rows = data.cutoffs.rows,
     reaches = [];
+  let best = 0,
+    needed = Infinity;
   for (const at of mode.thresholds.keys()) {
     const now = figuresAt(mode, at, at),
       right = now.hits[mode.column] ?? 0;
@@ -54,10 +58,24 @@ function findTarget(figure, target, sure) {
       recall: [right, now.true_[mode.column]],
       accuracy: [now.hits.reduce((sum, hits) => sum + hits, 0), now.all - now.person],
     }[figure];
-    if (value[1] > 0 && (sure ? wilsonLow(...value) : value[0] / value[1]) >= target) reaches.push(at);
+    if (!value[1]) continue;
+    const share = value[0] / value[1];
+    best = Math.max(best, share);
+    if ((sure ? wilsonLow(...value) : share) >= target) reaches.push(at);
+    // Rows of a table like this one at which Wilson's bound meets the target; infer/cutoff_fits.py has the same.
+    else if (share > target)
+      needed = Math.min(needed, ((Z * Z * target * (1 - target)) / (share - target) ** 2) * (rows / value[1]));
   }
-  if (!reaches.length) return null;
-  return figure === "recall" ? reaches[reaches.length - 1] : reaches[0];
+  if (reaches.length) return { at: figure === "recall" ? reaches[reaches.length - 1] : reaches[0] };
+  if (mode.label !== null && !figuresAt(mode, 0, 0).true_[mode.column])
+    return { refused: `No row is truly ${mode.label}. Label some that are.` };
+  if (needed === Infinity)
+    return { refused: `The highest seen is ${best.toFixed(3)}. More rows will not help; ask for less.` };
+  return {
+    refused:
+      `As many right as here, about ${count(Math.ceil(needed))} labelled rows would show it: label more, ` +
+      "or ask for less.",
+  };
 }
 $("target-form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -65,12 +83,11 @@ $("target-form").addEventListener("submit", (event) => {
     target = Number($("target-value").value),
     sure = $("target-sure").checked;
   $("cutoff-band").checked = state.band = false;
-  const at = findTarget(figure, target, sure);
-  if (at === null) {
+  const { at, refused } = findTarget(figure, target, sure);
+  if (refused) {
     $("found").textContent =
       `No threshold gives ${figure} of ${target}${sure ? " with 95 % confidence" : ""} on these ` +
-      `${count(data.cutoffs.rows)} rows.` +
-      (sure ? " Ask for less, or label more rows." : " Ask for less.");
+      `${count(data.cutoffs.rows)} rows. ${refused}`;
     return;
   }
   move({ high: at, low: at });
@@ -83,6 +100,7 @@ $("target-form").addEventListener("submit", (event) => {
 });
 
 // Total price for every pair low <= high in one pass: what is under `low` and what is from `high` on add up.
+// Where a person's look has no price (null), no row is left to one.
 function findCheapest(alarm, miss, person) {
   const { mode } = state,
     places = [...mode.thresholds.keys()],
@@ -93,8 +111,9 @@ function findCheapest(alarm, miss, person) {
   places.forEach((place, index) => {
     const now = at[index];
     if (mode.label === null) {
-      const price =
-        alarm * (now.all - now.person - now.hits.reduce((sum, hits) => sum + hits, 0)) + (person ?? 0) * now.person;
+      if (person === null && now.person) return;
+      const wrong = now.all - now.person - now.hits.reduce((sum, hits) => sum + hits, 0),
+        price = alarm * wrong + (person ?? 0) * now.person;
       if (best === null || price < best.price) best = { price, low: place, high: place };
       return;
     }
@@ -114,13 +133,15 @@ function findCheapest(alarm, miss, person) {
 $("cost-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const price = (id) => ($(id).value === "" ? null : Math.max(0, Number($(id).value)));
-  const best = findCheapest(price("cost-alarm") ?? 0, price("cost-miss") ?? 0, price("cost-person"));
+  const person = price("cost-person"),
+    best = findCheapest(price("cost-alarm") ?? 0, price("cost-miss") ?? 0, person);
   $("cutoff-band").checked = state.band = best.low !== best.high;
   move({ high: best.high, low: best.low });
   drawCharts();
   $("found").textContent =
     `The cheapest: ${Number(best.price.toFixed(2)).toLocaleString("en-US")} in all, ` +
-    `${(best.price / data.cutoffs.rows).toFixed(3)} a row.`;
+    `${(best.price / data.cutoffs.rows).toFixed(3)} a row.` +
+    (state.mode.label === null && person === null ? " Price a person's look to leave rows to one." : "");
 });
 
 $("cutoff-band").addEventListener("change", (event) => {
