@@ -78,7 +78,8 @@ def crossfit_choice(
 def fit_weights(predictions: Predictions, *, metric: str = "macro_f1") -> np.ndarray:
     """(L,) float64 weights, the largest 1, with the best smoothed metric on these rows.
 
-    A label that is never true keeps the weight 1 relative to the starting point: nothing is known of it.
+    A label that is never true gets the geometric mean of the others' weights: nothing is known of it. (Left free, it
+    would be pushed to almost 0, since no row gains by it.)
     """
     from scipy.optimize import minimize
 
@@ -86,14 +87,22 @@ def fit_weights(predictions: Predictions, *, metric: str = "macro_f1") -> np.nda
     log_probs = np.log(np.maximum(predictions.probs64(), PROB_FLOOR))
     truth = np.eye(len(predictions.labels))[predictions.label_index()]
     support = truth.sum(axis=0)
-    shares = np.maximum(support, 1.0) / len(truth)
+    known = np.flatnonzero(support)
+
+    def whole(own: np.ndarray) -> np.ndarray:
+        """(L,) log-weights of mean 0 over the labels that occur, 0 for the others."""
+        log_weights = np.zeros(len(support))
+        log_weights[known] = own - own.mean()
+        return log_weights
+
+    def loss(own: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = _smoothed_loss(whole(own), log_probs, truth, metric)
+        return value, slope[known] - slope[known].mean()
+
     # The surface has several hills: the climb starts at no weights, at the prior divided out, and half way.
-    starts = [-power * np.log(shares) for power in (0.0, 0.5, 1.0)]
-    climbs = [
-        minimize(_smoothed_loss, start, args=(log_probs, truth, metric), jac=True, method="L-BFGS-B")
-        for start in starts
-    ]
-    best = min(climbs, key=lambda climb: float(climb.fun)).x
+    starts = [-power * np.log(support[known] / len(truth)) for power in (0.0, 0.5, 1.0)]
+    climbs = [minimize(loss, start, jac=True, method="L-BFGS-B") for start in starts]
+    best = whole(min(climbs, key=lambda climb: float(climb.fun)).x)
     return np.exp(best - best.max())
 
 

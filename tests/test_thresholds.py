@@ -61,6 +61,16 @@ def test_the_weights_are_nearly_the_best_of_a_grid() -> None:
     assert found > best - 0.02
 
 
+@pytest.mark.parametrize("metric", ["macro_f1", "balanced_accuracy", "accuracy"])
+def test_a_label_that_is_never_true_gets_the_mean_weight_of_the_others(metric: str) -> None:
+    rows = rare_labels(800)
+    known = rows.take(rows.label_index() < 2)
+    weights = fit_weights(known, metric=metric)
+    assert np.log(weights[2]) == pytest.approx(np.log(weights[:2]).mean())
+    only = fit_weights(known.take(known.label_index() == 1), metric=metric)
+    assert only.tolist() == [1, 1, 1], "one label alone says nothing of its weight"
+
+
 def test_a_folds_rows_are_decided_by_the_other_folds_alone() -> None:
     rows = rare_labels(600)
     chosen = crossfit_choice(rows)
