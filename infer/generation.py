@@ -144,10 +144,11 @@ class Generator:
     def _refuse(self, prompts: Sequence[np.ndarray], names: Sequence[str]) -> None:
         reach = positions(self.model.config)
         for row, prompt in enumerate(prompts):
-            if not 0 < len(prompt) <= reach - self.max_new_tokens:
+            most = reach - self.max_new_tokens + 1  # the last token is written and never read
+            if not 0 < len(prompt) <= most:
                 raise ValueError(
                     f"{names[row] if names else f'row {row}'} has {len(prompt)} tokens, expected 1 to "
-                    f"{reach - self.max_new_tokens}: the model's positions reach {reach}, and generation.max_new_tokens"
+                    f"{most}: the model's positions reach {reach}, and generation.max_new_tokens"
                     f"={self.max_new_tokens} come behind. Shorten the prompt, or write fewer tokens."
                 )
 

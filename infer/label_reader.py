@@ -108,8 +108,7 @@ class LabelReader:
         parts = []
         for number, arrangement in enumerate(self.arrangements):
             encoded = self.encoder.encode([arrangement.template.fill(row) for row in rows]) if rows else []
-            room = self.max_tokens - arrangement.answers.most_tokens
-            encoded = [self.encoder.fit(one, room) for one in encoded]
+            encoded = [self.encoder.fit(one, self.room(arrangement)) for one in encoded]
             cut_share = np.maximum(cut_share, [one.cut_share for one in encoded])
             reading = read_answers(
                 self.engine, arrangement.answers, encoded, progress=progress, names=names, strays=True
@@ -124,6 +123,10 @@ class LabelReader:
         shares = softmax(stacked)
         spread = (shares.max(axis=0) - shares.min(axis=0)).max(axis=1) if len(parts) > 1 and len(rows) else None
         return LabelReading(log_probs, cut_share, spread, self._spelt(strays))
+
+    def room(self, arrangement: _Arrangement) -> int:
+        """Tokens left to a prompt. An answer's end is said behind the answer's last token and takes no place."""
+        return self.max_tokens - arrangement.answers.most_tokens
 
     @property
     def fields(self) -> list[str]:
@@ -187,7 +190,7 @@ class LabelReader:
         """The checks that need the tokenizer but no forward pass, on a row of empty fields."""
         for number, arrangement in enumerate(self.arrangements):
             encoded = self.encoder.encode([arrangement.template.fill(dict.fromkeys(self.fields, "x"))])[0]
-            self.encoder.fit(encoded, self.max_tokens - arrangement.answers.most_tokens)
+            self.encoder.fit(encoded, self.room(arrangement))
             self._check(number, [arrangement.answers.follow(encoded)[1]])
 
     def _fingerprint(self) -> str:

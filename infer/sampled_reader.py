@@ -64,9 +64,7 @@ class SampledReader:
         strays: dict[str, float] = {}
         for arrangement in self.asked.arrangements:
             encoded = self.asked.encoder.encode([arrangement.template.fill(row) for row in rows]) if rows else []
-            encoded = [
-                self.asked.encoder.fit(one, self.asked.max_tokens - self.generator.max_new_tokens) for one in encoded
-            ]
+            encoded = [self.asked.encoder.fit(one, self.asked.room(arrangement)) for one in encoded]
             cut_share = np.maximum(cut_share, [one.cut_share for one in encoded])
             followed = [arrangement.answers.follow(one) for one in encoded]
             for cut in dict.fromkeys(cut for _, cut in followed):
@@ -80,10 +78,11 @@ class SampledReader:
                 for at, draws in zip(places, drawn, strict=True):
                     shares[at] += self._shares(draws, tree, arrangement.owners, told[at], strays)
         shares /= len(self.asked.arrangements)
+        failed = np.isnan(shares.sum(axis=1))
         shares[shares.sum(axis=1) == 0] = np.nan
         with np.errstate(divide="ignore"):
             log_probs = np.log(shares)
-        notes = [self._note(one, row) for one, row in zip(told, shares, strict=True)]
+        notes = [self._note(*one) for one in zip(told, shares, failed.tolist(), strict=True)]
         return LabelReading(log_probs, cut_share, strays=strays, notes=notes)
 
     def _shares(
@@ -104,11 +103,14 @@ class SampledReader:
                 found[owners[answer]] += one.times
         return found / self.samples
 
-    def _note(self, told: Mapping[str, int], shares: np.ndarray) -> dict[str, Any]:
-        """The text that came most often, and every text that came with its number of draws."""
+    def _note(self, told: Mapping[str, int], shares: np.ndarray, failed: bool) -> dict[str, Any]:
+        """The text that came most often, and every text that came with its number of draws.
+
+        failed: not every draw could be made, so that those which were say nothing of the shares.
+        """
         drawn = dict(sorted(told.items(), key=lambda item: -item[1]))
-        if not drawn:
-            return note(None, FAILED, "the model's logits are not finite", drawn={})
+        if failed:
+            return note(None, FAILED, "the model's logits are not finite", drawn=drawn)
         if np.isnan(shares).any():
             return note(next(iter(drawn)), UNPARSABLE, "no draw begins with an answer", drawn=drawn)
         return note(next(iter(drawn)), ANSWERED, drawn=drawn)

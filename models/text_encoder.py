@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.encoder import load_encoder, masked_mean, positions
 from models.encoder_adapters import save_encoder
-from models.prompt_tokens import PromptEncoder
+from models.prompt_tokens import Encoded, PromptEncoder
 from models.prompts import Piece
 
 MEAN_FILE = "text_head.safetensors"  # what pooling=mean adds to the ordinary checkpoint
@@ -69,11 +69,14 @@ class TextEncoding:
                 "its tokenizer_config.json, or read the model with method=next_token."
             )
         self.tokenizer, self.max_tokens, self.multiple = tokenizer, max_tokens, multiple
-        self.encoder = PromptEncoder(tokenizer, seq2seq=True)  # with the marks at the end too
+        self.encoder = _encoder(tokenizer)
 
     def encode(self, texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
         """(the token ids of each text, (N,) share of it left out)."""
-        whole = self.encoder.encode([(Piece(text, given=True),) for text in texts]) if texts else []
+        return self.cut(whole_texts(self.tokenizer, texts))
+
+    def cut(self, whole: Sequence[Encoded]) -> tuple[list[np.ndarray], np.ndarray]:
+        """The same of what whole_texts gave for them, with this tokenizer."""
         encoded = [self.encoder.fit(one, self.max_tokens) for one in whole]
         return [one.ids for one in encoded], np.array([one.cut_share for one in encoded], dtype=np.float64)
 
@@ -88,6 +91,15 @@ class TextEncoding:
             padded[row, : len(one)] = one
             mask[row, : len(one)] = 1
         return {"input_ids": torch.from_numpy(padded), "attention_mask": torch.from_numpy(mask)}
+
+
+def whole_texts(tokenizer: Any, texts: Sequence[str]) -> list[Encoded]:
+    """Each text's tokens between the tokenizer's marks, however many."""
+    return _encoder(tokenizer).encode([(Piece(text, given=True),) for text in texts]) if texts else []
+
+
+def _encoder(tokenizer: Any) -> PromptEncoder:
+    return PromptEncoder(tokenizer, seq2seq=True)  # with the marks at the end too
 
 
 def longest_text(model: nn.Module, tokenizer: Any, asked: int | None = None) -> int:

@@ -15,8 +15,8 @@ from infer.label_reader import LabelReading
 from infer.readers import load_label_reader
 from models import adapter_base
 from models.tasks.text import TextRow
-from train.adapter_learner import make_adapter_learner
 from train.fold import FoldData
+from train.learners import make_learner, prepare
 from train.rows import LabelledRows, arena_rows
 
 LABELS = ("Hard", "Soft", "Unknown")
@@ -52,7 +52,9 @@ def taught(settings, data: FoldData, *, steps: int = 3):
     import torch
     from torch.nn import functional as F
 
-    learner = make_adapter_learner(settings, data, np.arange(len(data.rows)), seed=1)
+    if data.prepared is None:
+        prepare(settings, data, Path(settings.run_dir), main=True)
+    learner = make_learner(settings, data, np.arange(len(data.rows)), seed=1)
     weights = [weight for weight in learner.network.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-2)
     items = [2 * row for row in range(len(data.rows))]

@@ -204,10 +204,10 @@ def test_rows_that_are_not_finite_end_there(
     assert one.write(prompts[:2]) == [expected[0], Written("", 0, True)]
 
 
-@pytest.mark.parametrize("length", [0, 501])
+@pytest.mark.parametrize("length", [0, 502])
 def test_a_prompt_without_tokens_or_room_is_refused_by_name(length: int, tiny_causal: Any, tiny_tokenizer: Any) -> None:
     one = generator(tiny_causal("llama", 448), tiny_tokenizer)
-    with pytest.raises(ValueError, match=f"line 7 has {length} tokens, expected 1 to 500"):
+    with pytest.raises(ValueError, match=f"line 7 has {length} tokens, expected 1 to 501"):
         one.write([np.array([5]), np.zeros(length, dtype=np.int64)], names=["line 6", "line 7"])
 
 

@@ -137,6 +137,45 @@ def test_rows_that_are_not_finite_stay_empty(
     assert found.notes is not None and found.notes[3]["outcome"] == "failed"
 
 
+def test_a_row_that_stops_being_finite_between_its_draws_has_failed(
+    tiny_llama: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of its draws had ended by then: they are kept, and are not called unparsable."""
+    from infer import growing_rows
+
+    reader = drawn(subject(tiny_llama, tiny_tokenizer), question(answers_end="boundary"), batch_rows=1)
+    logits, go_on, steps = growing_rows.KeptRows.logits, growing_rows.KeptRows.go_on, [0]
+
+    def stepped(self: Any, keep: Any, tokens: Any) -> None:
+        steps[0] += 1
+        go_on(self, keep, tokens)
+
+    def broken(self: Any) -> Any:
+        found = logits(self)
+        return found * float("nan") if steps[0] else found
+
+    before = reader.read(ROWS[:1]).notes  # the ways that the model takes are tried here
+    monkeypatch.setattr(growing_rows.KeptRows, "logits", broken)
+    monkeypatch.setattr(growing_rows.KeptRows, "go_on", stepped)
+    found = reader.read(ROWS[:1])
+    assert before is not None and before[0]["outcome"] != "failed" and steps[0] == 1
+    assert np.isnan(found.log_probs).all() and found.notes is not None
+    assert found.notes[0]["outcome"] == "failed" and 0 < sum(found.notes[0]["drawn"].values()) < 400
+
+
+@pytest.mark.parametrize("max_tokens", [90, None])
+@pytest.mark.parametrize("changes", [{}, {"answers_end": "boundary"}])
+def test_a_long_row_is_cut_as_where_its_probabilities_are_read(
+    max_tokens: int | None, changes: dict[str, Any], tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    """As far as the model's positions go: an answer's end takes none of them."""
+    loaded, asked = subject(tiny_llama, tiny_tokenizer), question(**changes)
+    rows = [{"text": "I love it! " * 400}]
+    read = LabelReader(loaded, asked, max_tokens=max_tokens).read(rows)
+    sampled = SampledReader(loaded, asked, generation(samples=2), seed=1, max_tokens=max_tokens).read(rows)
+    assert sampled.cut_share.tolist() == read.cut_share.tolist() and 0 < read.cut_share[0] < 1
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

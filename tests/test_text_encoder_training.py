@@ -15,6 +15,9 @@ from infer.classifiers import load_classifier
 from infer.predictions import Predictions
 from infer.run import run as infer
 from models.text_encoder import MEAN_FILE
+from train.fold import FoldData
+from train.learners import make_learner, prepare
+from train.rows import read_training_rows
 from train.run import run as train
 
 LABELS = ("positive", "negative")
@@ -63,6 +66,24 @@ def test_an_encoder_learns_texts_on_the_folds_of_every_method(finished) -> None:
     assert told["task"] == "text" and told["method"] == "encoder" and told["labels"] == list(LABELS)
     card = (folder / "fold0" / "checkpoint" / "README.md").read_text()
     assert "reads texts with it" in card and MEAN_FILE in card
+
+
+def test_rows_are_tokenised_before_the_first_fold_and_never_again(
+    finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, _ = finished
+    rows = read_training_rows(settings, tmp_path, True)
+    data = FoldData(rows, np.arange(len(rows)) % 2)
+    prepare(settings, data, tmp_path, main=True)
+    prepared = data.prepared
+    monkeypatch.setattr("models.text_encoder.whole_texts", None)
+    monkeypatch.setattr("train.text_encoder_learner.whole_texts", None)
+    learners = [make_learner(settings, data, data.training(fold), seed=fold) for fold in (0, 1)]
+    assert data.prepared is prepared is not None
+    tokenizer = learners[0].reader.encoding.tokenizer
+    expected = [tokenizer("\n".join(row.fields.values()))["input_ids"] for row in rows.rows]
+    for learner in learners:
+        assert [ids.tolist() for ids in learner.ids] == expected
 
 
 def test_other_rows_are_read_by_the_mean_of_the_folds_at_the_runs_temperature(finished, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +24,6 @@ from models.adapters import checkpoint_activations, trained_line
 from models.answer_network import AnswerNetwork, LabelTree, SequenceNetwork, label_tree
 from models.settings import Settings
 from train.adapter_guard import GradientGuard
-
-if TYPE_CHECKING:
-    from train.fold import FoldData
 
 log = logging.getLogger("tiebreak")
 
@@ -45,13 +42,6 @@ class AskedRows:
     tree: np.ndarray
     trees: list[LabelTree]
     orders: int  # 1: rows have one order, and item 2 * row is prompt number row
-
-
-def make_adapter_learner(settings: Settings, data: FoldData, training: np.ndarray, *, seed: int) -> AdapterLearner:
-    """The learner of one fold; the base is loaded, and the rows are encoded, at the first call."""
-    if data.prepared is None:
-        data.prepared = ask_rows(settings, data.rows.rows, orders=1 if data.rows.swap is None else 2)
-    return AdapterLearner(settings, data.prepared, seed=seed)
 
 
 def ask_rows(settings: Settings, rows: Sequence[Any], *, orders: int) -> AskedRows:
@@ -89,7 +79,7 @@ def _label_prompts(
     for number, arrangement in enumerate(reader.arrangements):
         mine = range(number, len(fields), len(reader.arrangements))
         encoded = reader.encoder.encode([arrangement.template.fill(fields[at]) for at in mine]) if mine else []
-        room = reader.max_tokens - arrangement.answers.most_tokens
+        room = reader.room(arrangement)
         for at, one in zip(mine, encoded, strict=True):
             prompts[at], cut = arrangement.answers.follow(reader.encoder.fit(one, room))
             key = (number, cut)

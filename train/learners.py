@@ -44,15 +44,26 @@ class Learner(Protocol):
 
 
 def prepare(settings: Settings, data: FoldData, folder: Path, main: bool) -> None:
-    """Do once what all folds share, in every process: tokens of the rows, into data.prepared."""
+    """Do once what all folds share, in every process, into data.prepared: tokens of the rows, a frozen base.
+
+    Nothing for methods that need no training loop. Raises what loading, a question and its labels raise.
+    """
     if settings.method.name == "encoder" and settings.task.name == "arena":
         from train.encoder_learner import prepare_rows
 
         data.prepared = prepare_rows(settings, data.rows.rows, folder, main)
+    elif settings.method.name == "encoder":
+        from train.text_encoder_learner import prepare_texts
+
+        data.prepared = prepare_texts(settings, data.rows.rows)
+    elif settings.method.name == "adapter":
+        from train.adapter_learner import ask_rows
+
+        data.prepared = ask_rows(settings, data.rows.rows, orders=1 if data.rows.swap is None else 2)
 
 
 def make_learner(settings: Settings, data: FoldData, training: np.ndarray, *, seed: int) -> Learner:
-    """The learner of one fold before its first step. training: the numbers of the rows that it learns from.
+    """The learner of one fold before its first step, of data that is prepared. training: the rows that it learns from.
 
     Raises what its network's loading raises.
     """
@@ -64,7 +75,6 @@ def make_learner(settings: Settings, data: FoldData, training: np.ndarray, *, se
         from train.text_encoder_learner import TextEncoderLearner
 
         return TextEncoderLearner(settings, data)
-    from train.adapter_learner import make_adapter_learner
+    from train.adapter_learner import AdapterLearner
 
-    learner: Learner = make_adapter_learner(settings, data, training, seed=seed)
-    return learner
+    return AdapterLearner(settings, data.prepared, seed=seed)
