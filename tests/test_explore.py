@@ -59,6 +59,14 @@ def test_texts_are_counted_by_label_length_and_repeats(tmp_path: Path) -> None:
     assert words["negative"][0] == "bad" and "bad" not in words["positive"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_single_word_tells_no_label_from_another(tmp_path: Path) -> None:
+    settings = reviews(tmp_path)
+    pd.DataFrame({"text": ["good", "Good", "good !"], "label": LABELS[2:5]}).to_csv(tmp_path / "in.csv", index=False)
+    tables = {table.title: table.rows for table in explored(settings).tables}
+    assert tables["Words that stand with a label"] == []
+
+
 def test_a_hostile_text_is_shown_and_not_run(tmp_path: Path) -> None:
     settings = reviews(tmp_path)
     frame = pd.DataFrame({"text": [*TEXTS, TEXTS[-1]], "label": [*LABELS, "positive"]})
@@ -85,7 +93,7 @@ def test_pairs_are_counted_by_winner_and_length(tmp_path: Path, tiny_encoder: st
     boxes = figure(page, "lengths_by_winner").series
     assert boxes["answer b"][0] == [10] * 5 and boxes["answer b"][1] == [0] * 5  # b never wins
     assert boxes["answer a"][0][2] == np.median([20 + at for at in range(40) if at % 4])
-    assert ("the longer one wins", "100.0%", "of rows with a winner") in page.tiles
+    assert ("the longer one wins", "100.0%", "of rows with a winner and unequal lengths") in page.tiles
     assert ("share a prompt", "100.0%", "largest group 2: keep groups whole") in page.tiles
     assert all(one.key != "turns" for one in page.figures), "every row has one turn"
 

@@ -126,6 +126,12 @@ def test_a_holdout_that_is_no_share_is_refused(holdout: float) -> None:
         make_folds(arena_rows(many(30)), count=5, seed=0, holdout=holdout)
 
 
+def test_a_share_of_too_few_rows_asks_for_rows_and_not_for_fewer_folds() -> None:
+    said = r"folds.holdout=0.2 needs 2 different prompts .* enough for 1\. Give more rows: of each label at least two"
+    with pytest.raises(ValueError, match=said):
+        make_folds(arena_rows(many(3)), count=5, seed=0, holdout=0.2)
+
+
 def test_unlabelled_rows_are_refused() -> None:
     rows = [*many(30), ArenaRow("77", ("p",), ("a",), ("b",))]
     with pytest.raises(ValueError, match=r"1 rows have no label \(id 77\), but folds are stratified by it"):

@@ -66,7 +66,7 @@ def arena_page(title: str, source: str, table: ArenaTable) -> FigurePage:
             f"{len(table.bad_rows)} more cannot be read" if table.bad_rows else "all can be read",
         ),
         ("ties", f"{shares[:, 2].mean():.1%}", "of all rows"),
-        ("the longer one wins", f"{longer / max(1, decided):.1%}", "of rows with a winner"),
+        ("the longer one wins", f"{longer / max(1, decided):.1%}", "of rows with a winner and unequal lengths"),
         ("share a prompt", f"{shared / len(rows):.1%}", f"largest group {max(groups.values())}: keep groups whole"),
         ("repeated pairs", f"{repeated:,}", f"{conflicting} of them with another winner"),
     ]

@@ -97,6 +97,8 @@ def telling_words(texts: list[str], rows: LabelledRows, shown: int = WORDS_SHOWN
     except ValueError:  # no word at all
         return []
     words = vectorizer.get_feature_names_out()
+    if len(words) < 2:  # the odds of a word against all others: there are none
+        return []
     of_label = np.stack([
         np.asarray(counts[rows.label_index == at].sum(axis=0)).ravel() for at in range(len(rows.labels))
     ]).astype(float)  # fmt: skip

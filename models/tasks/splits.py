@@ -12,11 +12,15 @@ import numpy as np
 FINEST_PARTS = 20  # a single held-out part is some of these, so its share is right to 5 % of the rows
 
 
-def split_parts(label_index: np.ndarray, groups: np.ndarray, count: int, *, seed: int, setting: str) -> np.ndarray:
+def split_parts(
+    label_index: np.ndarray, groups: np.ndarray, count: int, *, seed: int, setting: str,
+    remedy: str = "Ask for fewer folds or give more rows.",
+) -> np.ndarray:  # fmt: skip
     """(N,) int64 part of each row, 0..count-1.
 
     label_index: (N,) column of the label. groups: (N,) the same for rows that stay together. setting: what asked for
-    this, as `folds.count=5`, for errors. Refuses fewer groups, or rows of a label, than parts.
+    this, as `folds.count=5`, and remedy: what to do where the rows do not do, for errors. Refuses fewer groups, or rows
+    of a label, than parts.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -26,7 +30,7 @@ def split_parts(label_index: np.ndarray, groups: np.ndarray, count: int, *, seed
     if most < count:
         raise ValueError(
             f"{setting} needs {count} different prompts and {count} rows of each label, but the {len(groups)} rows are "
-            f"enough for {most}. Ask for fewer folds or give more rows."
+            f"enough for {most}. {remedy}"
         )
     parts = np.full(len(groups), -1, dtype=np.int64)
     splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
@@ -34,7 +38,7 @@ def split_parts(label_index: np.ndarray, groups: np.ndarray, count: int, *, seed
         parts[held_out] = part
     empty = sorted(set(range(count)) - set(parts.tolist()))
     if empty:
-        raise ValueError(f"{setting} leaves fold {empty[0]} without rows: one prompt has most of them. Ask for fewer.")
+        raise ValueError(f"{setting} leaves fold {empty[0]} without rows: one prompt has most of them. {remedy}")
     return parts
 
 
@@ -50,7 +54,10 @@ def split_share(label_index: np.ndarray, groups: np.ndarray, share: float, *, se
     most = max(2, min(FINEST_PARTS, _most_parts(label_index, groups)))
     wanted = Fraction(share).limit_denominator(most)
     wanted = min(max(wanted, Fraction(1, most)), Fraction(most - 1, most))
-    parts = split_parts(label_index, groups, wanted.denominator, seed=seed, setting=setting)
+    parts = split_parts(
+        label_index, groups, wanted.denominator, seed=seed, setting=setting,
+        remedy="Give more rows: of each label at least two, of different texts.",
+    )  # fmt: skip
     return parts < wanted.numerator
 
 

@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-LOG_P = "logp_"
+from infer.chunked import LOG_P, P
+from infer.predictions import OTHER_COLUMN
+
 TAIL = 0.025  # on either side of the interval
 
 
@@ -75,12 +77,12 @@ def scores(read: pd.DataFrame, drawn: pd.DataFrame) -> list[tuple[str, float, fl
     from sklearn.metrics import log_loss
 
     both = joined(read, drawn).dropna(subset=["predicted_read", "predicted_drawn"])
-    labels = sorted(name.removeprefix("p_") for name in read.columns if name.startswith("p_") and name != "p_other")
+    labels = sorted(name.removeprefix(P) for name in read.columns if name.startswith(P) and name != OTHER_COLUMN)
     truth, of = both["label_read"].to_numpy(), {label: at for at, label in enumerate(labels)}
     rows, right = np.arange(len(both)), np.array([of[label] for label in truth])
     found = []
     for way, end in (("logits, the likeliest label", "read"), ("draws, the label that came most often", "drawn")):
-        probs = both[[f"p_{label}_{end}" for label in labels]].to_numpy(dtype=np.float64)
+        probs = both[[f"{P}{label}_{end}" for label in labels]].to_numpy(dtype=np.float64)
         probs = probs / probs.sum(axis=1, keepdims=True)  # float32 in the table
         chosen = both[f"predicted_{end}"].to_numpy()
         differ = float((chosen != both["predicted_read"].to_numpy()).mean())
