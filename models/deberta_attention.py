@@ -13,7 +13,7 @@ depends on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -81,13 +81,26 @@ def set_tier(encoder: DebertaV2Encoder, tier: str) -> None:
     for module in encoder.modules():
         if isinstance(module, DisentangledSelfAttention):
             module.__class__ = DisentangledSelfAttention if tier == "eager" else TieredSelfAttention
+            if isinstance(module, TieredSelfAttention):
+                module.scale = scale_of(module)
     encoder.__class__ = DebertaV2Encoder if tier == "eager" else TieredEncoder
     if isinstance(encoder, TieredEncoder):
         encoder.tier = tier
 
 
+def scale_of(layer: DisentangledSelfAttention) -> float:
+    """The root that transformers takes in float32; numpy's differs in the last bit for some head sizes."""
+    terms = 1 + ("c2p" in layer.pos_att_type) + ("p2c" in layer.pos_att_type)
+    return float(torch.tensor(float(layer.attention_head_size * terms), device="cpu").sqrt())
+
+
 class TieredSelfAttention(DisentangledSelfAttention):
-    """One layer's attention. Where the encoder above hands down a plan in place of a mask, it is followed."""
+    """One layer's attention. Where the encoder above hands down a plan in place of a mask, it is followed.
+
+    scale: what scores are divided by; a number from the start, since reading it off a tensor breaks a compiled graph.
+    """
+
+    scale: float
 
     def forward(  # type: ignore[no-untyped-def]
         self, hidden_states, attention_mask, output_attentions=False, query_states=None, relative_pos=None,
@@ -98,7 +111,7 @@ class TieredSelfAttention(DisentangledSelfAttention):
             return super().forward(
                 hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings
             )
-        how = replace(attention_mask, scale=self._scale())
+        how = replace(attention_mask, scale=self.scale)
         if not isinstance(how, Packed):
             how = replace(how, dropout=self.dropout.p if self.training else 0.0)
         shape = hidden_states.shape
@@ -107,10 +120,6 @@ class TieredSelfAttention(DisentangledSelfAttention):
         q, k, v = (project(hidden_states).view(split) for project in projections)
         context = ATTENDS[type(how)](q, k, v, *self._positions(rel_embeddings), how)
         return context.reshape(*shape[:-1], self.all_head_size), None
-
-    def _scale(self) -> float:
-        terms = 1 + ("c2p" in self.pos_att_type) + ("p2c" in self.pos_att_type)
-        return float(torch.tensor(float(self.attention_head_size * terms)).sqrt())  # in float32, as transformers has it
 
     def _positions(self, rel_embeddings: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """(pos_k, pos_q), (rows, heads, D) each: the position table by this layer's projections."""
@@ -125,6 +134,33 @@ class TieredSelfAttention(DisentangledSelfAttention):
             project = shared if self.share_att_key else getattr(self, own)
             found.append(project(table).view(-1, self.num_attention_heads, self.attention_head_size))
         return found[0], found[1]
+
+
+class HiddenStates(Sequence[Tensor]):
+    """The layers' hidden states (B, T, H), without padding until one is asked for: DebertaV2Model asks the encoder for
+    all of them and reads the last. `torch.stack` wants them as `tuple(...)`.
+
+    held: (1, N, H) each where `places` names their tokens among the B x T, else (B, T, H).
+    """
+
+    def __init__(self, held: Sequence[Tensor], places: Tensor | None, shape: tuple[int, int]) -> None:
+        self.held, self.places, self.shape = list(held), places, shape
+        self.read: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return tuple(self[number] for number in range(len(self))[at])
+        number = range(len(self))[at]
+        if self.places is None:
+            return self.held[number]
+        if number not in self.read:
+            hidden = self.held[number]
+            room = hidden.new_zeros(self.shape[0] * self.shape[1], hidden.shape[-1])
+            self.read[number] = room.index_copy(0, self.places, hidden[0]).view(*self.shape, -1)
+        return self.read[number]
 
 
 class TieredEncoder(DebertaV2Encoder):
@@ -150,26 +186,19 @@ class TieredEncoder(DebertaV2Encoder):
         if places is not None:
             hidden_states = hidden_states.flatten(0, 1)[places].unsqueeze(0)
 
-        def whole(hidden: Tensor) -> Tensor:
-            if places is None:
-                return hidden
-            room = hidden.new_zeros(texts * tokens, hidden.shape[-1])
-            return room.index_copy(0, places, hidden[0]).view(texts, tokens, -1)
-
-        states = [whole(hidden_states)] if output_hidden_states else []
+        states = [hidden_states]
         for number, layer in enumerate(self.layer):
             last = hidden_states
             hidden_states = layer(last, how, rel_embeddings=table)[0]
             if number == 0 and self.conv is not None:
                 read = attention_mask if attention_mask.dim() <= 2 else (attention_mask.sum(-2) > 0).to(torch.long)
                 hidden_states = self.conv(last, hidden_states, read)
-            if output_hidden_states:
-                states.append(whole(hidden_states))
-        final = states[-1] if states else whole(hidden_states)
-        every = tuple(states) if output_hidden_states else None
+            states = [*states, hidden_states] if output_hidden_states else [hidden_states]
+        every = HiddenStates(states, places, (texts, tokens))
+        given: Any = every if output_hidden_states else None
         if not return_dict:
-            return (final,) if every is None else (final, every)
-        return BaseModelOutput(last_hidden_state=final, hidden_states=every, attentions=None)
+            return (every[-1],) if given is None else (every[-1], given)
+        return BaseModelOutput(last_hidden_state=every[-1], hidden_states=given, attentions=None)
 
     @property
     def span(self) -> Span:

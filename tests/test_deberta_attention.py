@@ -59,7 +59,7 @@ def read(model: Any, tier: str, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]
     model.zero_grad()
     ids = torch.arange(mask.numel()).view(mask.shape) % 47 + 1
     outputs = model.deberta(ids, attention_mask=mask, output_hidden_states=True)
-    hidden = torch.stack(outputs.hidden_states)[:, mask.bool()]
+    hidden = torch.stack(tuple(outputs.hidden_states))[:, mask.bool()]
     weights = torch.linspace(-1, 1, hidden.numel(), dtype=hidden.dtype, device=hidden.device).view(hidden.shape)
     (hidden * weights).sum().backward()
     return hidden.detach(), {name: one.grad for name, one in model.named_parameters() if one.grad is not None}

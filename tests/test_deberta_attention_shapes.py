@@ -6,11 +6,14 @@ from functools import cache
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_deberta_attention import EXACT, assert_alike, network, padding, read
+from test_deberta_attention import EXACT, assert_alike, network, padding, read, states
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import deberta_attention
+from models.deberta_attention import set_tier
 
 # Few lengths and many texts: a batch then has groups of several texts, worked on in the same memory one after another.
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=3).flatmap(
@@ -37,3 +40,42 @@ def test_a_batch_of_any_lengths_has_the_outputs_and_gradients_of_transformers(
             patch.setattr(deberta_attention, "padded_pieces", lambda _: None)
         found = read(model, "sdpa", mask)
     assert_alike(found, read(model, "eager", mask), EXACT)
+
+
+class Paddings(TorchDispatchMode):
+    """Counts the copies that put padding back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket is torch.ops.aten.index_copy
+        return func(*args, **(kwargs or {}))
+
+
+def test_padding_comes_back_for_the_layers_that_are_read_alone() -> None:
+    """DebertaV2Model asks its encoder for every layer's hidden states, whatever its own caller wants."""
+    model, mask = network(num_hidden_layers=4), padding(70, 20)
+    set_tier(model.deberta.encoder, "sdpa")
+    with Paddings() as copies:
+        outputs = model(mask, attention_mask=mask, output_hidden_states=True)
+        assert copies.count == 1
+        assert [one.shape for one in outputs.hidden_states[1:3]] == [(2, 70, 24)] * 2
+    assert copies.count == 3 and len(outputs.hidden_states) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call")
+@pytest.mark.parametrize("way", ["rows", "bias"])
+def test_a_compiled_network_reads_the_same(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the compiler's front alone, which breaks its graph at what it cannot follow."""
+    model, mask = network(num_hidden_layers=1).eval(), padding(70, 33, 1)
+    if way == "bias":
+        monkeypatch.setattr(deberta_attention, "padded_pieces", lambda _: None)
+    expected = states(model, "sdpa", mask)
+    compiled = torch.compile(model, backend="eager")
+    ids = torch.arange(mask.numel()).view(mask.shape) % 47 + 1
+    found = compiled(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1][mask.bool()]
+    assert torch.allclose(found, expected, atol=EXACT)
+    torch.compiler.reset()
