@@ -3,8 +3,8 @@
     python -m infer +experiment=reviews_compare
     python -m infer +experiment=reviews_compare task.input_csv=my.csv 'compare.only=[tfidf,few_shot]'
 
-Leaves in out_dir or run_dir: fit.csv, test.csv, ways/NAME/predictions.parquet, the table (`output`), calibration.csv,
-hard_and_soft.csv, differences.csv and report.html. Knows the order of the work.
+Leaves in out_dir or run_dir: fit.csv, test.csv, ways/NAME/predictions.parquet, calibration.csv, hard_and_soft.csv,
+differences.csv and report.html; and the table where `output` says. Knows the order of the work.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from infer.logs import log, open_log
 from infer.ranks import world_size
 from models.settings import Settings
 
+PAGE = "report.html"
 COLUMNS = (
     "way", "method", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss", "log_loss_calibrated", "auc",
     "average_precision", "calibration_error", "calibration_error_calibrated", "rows", "unanswered", "rows_per_s",
@@ -46,24 +47,28 @@ def compare(settings: Settings, ways: Sequence[Way]) -> Path:
     open_log(folder / "compare.log", main=True)
     rows = draw_rows(settings, folder)
     done = run_ways(ways, rows, settings.compare.only)
-    tables = {one.way.name: read_way_table(one.way.table, rows) for one in done if one.trouble is None}
+    tables = {
+        one.way.name: read_way_table(one.way.table, rows, hard=one.way.hard) for one in done if one.trouble is None
+    }
     failed = {one.way.name: one.trouble for one in done if one.trouble is not None}
-    if tables:
-        entries = rows_of(done, tables, rows, seed=settings.seed)
-        write_frame(pd.DataFrame(entries, columns=list(COLUMNS)), output)
-        tables = {entry["way"]: tables[entry["way"]] for entry in entries if entry["trouble"] is None}  # the best first
-        extra = {
-            "calibration": calibration_rows(tables),
-            "hard_and_soft": hard_rows(tables, seed=settings.seed),
-            "differences": differ_rows(tables),
-        }
-        for name, lines in extra.items():
-            write_frame(pd.DataFrame(lines), output.with_name(f"{name}.csv"))
-        log.info(printed(entries))
-        if settings.report:
-            page = write_comparison_page(folder, settings, rows, tables, entries, extra)
-            log.info(f"{page}: the table, curves, thresholds and rows to look at")
-        log.info(f"{output}: {len(tables)} ways, {len(rows.ids)} rows")
+    entries = rows_of(done, tables, rows, seed=settings.seed)
+    write_frame(pd.DataFrame(entries, columns=list(COLUMNS)), output)
+    (folder / PAGE).unlink(missing_ok=True)  # of an earlier table
+    tables = {entry["way"]: tables[entry["way"]] for entry in entries if entry["trouble"] is None}  # the best first
+    extra = {
+        "calibration": calibration_rows(tables),
+        "hard_and_soft": hard_rows(tables, seed=settings.seed),
+        "differences": differ_rows(tables),
+    }
+    for name, lines in extra.items():
+        write_frame(pd.DataFrame(lines), folder / f"{name}.csv")
+    log.info(printed(entries))
+    if settings.report and not any(table.answered.any() for table in tables.values()):
+        log.info("no page: no way has answered a row")
+    elif settings.report:
+        page = write_comparison_page(folder / PAGE, settings, rows, tables, entries, extra)
+        log.info(f"{page}: the table, curves, thresholds and rows to look at")
+    log.info(f"{output}: {len(tables)} ways, {len(rows.ids)} rows")
     if failed:
         raise ValueError(
             f"{len(failed)} of {len(done)} ways failed: {'; '.join(f'{name}: {why}' for name, why in failed.items())}. "
@@ -81,7 +86,7 @@ def rows_of(done: Sequence[Done], tables: dict[str, WayTable], rows: CompareRows
     """The comparison's rows, the most accurate way first, those that failed last."""
     ways = {one.way.name: one for one in done}
     scores = {name: score_way(table) for name, table in tables.items()}
-    chances = p_values(tables, scores, seed=seed)
+    chances = p_values(tables, scores, seed=seed) if scores else {}
     entries: list[dict[str, Any]] = []
     for name in [*ordered(scores), *(name for name in ways if name not in scores)]:
         one = ways[name]

@@ -7,6 +7,7 @@ no log loss, and no area under a curve.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def score_way(table: WayTable) -> dict[str, Any]:
         "unanswered": int((~table.answered).sum()),
     }
     soft = dict.fromkeys(("log_loss", "auc", "average_precision", "calibration_error"))
-    if not table.hard:
+    if table.scored:
         whole = score(table.predictions(), bootstrap=0)
         soft = {name: whole[name] for name in soft}
         soft["log_loss"] = float(np.nanmean(table.losses()))
@@ -54,13 +55,14 @@ def score_way(table: WayTable) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=128)  # the table, the calibrations' table and the page ask for the same, at seconds each
 def calibrated(table: WayTable, method: str) -> Predictions | None:
     """The answered rows by a calibrator that was fitted without them (five parts); None where it cannot be fitted.
 
     contextual and pmi are fitted on the prompts without content that the run kept, for a way that has them.
     """
     kept = table.answered
-    if table.hard or kept.sum() < 2 * FEWEST_ROWS or len(np.unique(table.index[kept])) < 2:
+    if not table.scored or kept.sum() < 2 * FEWEST_ROWS or len(np.unique(table.index[kept])) < 2:
         return None
     key = CALIBRATIONS[method]
     asked = None if key is None else table.record.get(key)
@@ -77,7 +79,7 @@ def calibration_rows(tables: Mapping[str, WayTable]) -> list[dict[str, Any]]:
     """Per way and calibration: the labels it needs, accuracy, log loss and calibration error of the answered rows."""
     rows = []
     for name, table in tables.items():
-        if table.hard:
+        if not table.scored:
             continue
         ways = {NO_CALIBRATION: table.predictions()} | {method: calibrated(table, method) for method in CALIBRATIONS}
         for method, found in ways.items():
@@ -126,7 +128,7 @@ def p_values(
         accuracy = log_loss = None
         if name != most:
             accuracy = mcnemar(table.right, tables[most].right)
-        if least is not None and name != least and not table.hard:
+        if least is not None and name != least and table.scored:
             both = table.answered & tables[least].answered
             if both.any():
                 mine, best = floored(table.losses()[both]), floored(tables[least].losses()[both])
@@ -144,7 +146,7 @@ def hard_rows(tables: Mapping[str, WayTable], *, seed: int) -> list[dict[str, An
     rows = []
     for name, table in tables.items():
         kept = table.answered
-        if table.hard:
+        if not table.scored:
             continue
         probs, index = table.probs[kept], table.index[kept]
         places = np.arange(len(probs))

@@ -5,6 +5,7 @@ Knows figures and tables; never how they were made.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,9 +32,10 @@ HARD_NOTE = (
 )
 COLUMNS_NOTE = (
     "p: McNemar's exact test of the accuracy against the best one's; p loss: paired bootstrap of the log loss; each "
-    "pair by itself. cal.: after a temperature fitted on other rows. open: rows without an answer, wrong in accuracy "
-    "and macro-F1, left out of the rest. rows/s: of reading, loading aside. MiB: of the process, at its most. labels: "
-    "labelled rows that it learns from or shows as examples."
+    "pair by itself. cal.: after a temperature fitted on the labels of the other test rows, whatever the column labels "
+    "says. open: rows without an answer, wrong in accuracy and macro-F1, left out of the rest: a figure with * is of "
+    "the answered rows alone, perhaps the easy ones. rows/s: of reading, loading aside. MiB: of the process, at its "
+    "most. labels: labelled rows that it learns from or shows as examples."
 )
 DIFFER_NOTE = "The share of rows to which two ways give different labels; a row left open differs from any label."
 
@@ -61,19 +63,20 @@ def shown(entry: Mapping[str, Any]) -> dict[str, str]:
     """One way's row as it is printed and shown: what has no meaning is a dash."""
     if entry["trouble"]:
         return {"way": entry["way"]}
+    partly = bool(entry["unanswered"])
     interval = f" ({entry['accuracy_low']:.2f} to {entry['accuracy_high']:.2f})"
     return {
         "way": entry["way"],
         "accuracy (95 %)": _figure(entry["accuracy"]) + interval,
         "p": "best" if entry["best_accuracy"] == entry["way"] else _chance(entry["p_accuracy"]),
         "macro-F1": _figure(entry["macro_f1"]),
-        "log loss": _figure(entry["log_loss"]),
+        "log loss": _figure(entry["log_loss"], partly),
         "p loss": "best" if entry["best_log_loss"] == entry["way"] else _chance(entry["p_log_loss"]),
-        "loss, cal.": _figure(entry["log_loss_calibrated"]),
-        "AUC": _figure(entry["auc"]),
-        "avg prec": _figure(entry["average_precision"]),
-        "cal. error": _figure(entry["calibration_error"]),
-        "error, cal.": _figure(entry["calibration_error_calibrated"]),
+        "loss, cal.": _figure(entry["log_loss_calibrated"], partly),
+        "AUC": _figure(entry["auc"], partly),
+        "avg prec": _figure(entry["average_precision"], partly),
+        "cal. error": _figure(entry["calibration_error"], partly),
+        "error, cal.": _figure(entry["calibration_error_calibrated"], partly),
         "open": str(entry["unanswered"]),
         "rows/s": DASH if entry["rows_per_s"] is None else _rate(entry["rows_per_s"]),
         "fit s": DASH if entry["fit_seconds"] is None else f"{entry['fit_seconds']:.1f}",
@@ -83,20 +86,26 @@ def shown(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def write_comparison_page(
-    folder: Path, settings: Settings, rows: CompareRows, tables: Mapping[str, WayTable],
+    path: Path, settings: Settings, rows: CompareRows, tables: Mapping[str, WayTable],
     entries: Sequence[Mapping[str, Any]], extra: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> Path:  # fmt: skip
-    """report.html of a comparison: thresholds and rows are those of the way of least log loss."""
-    scores = {entry["way"]: entry for entry in entries if not entry["trouble"]}
-    best = best_answering(scores) or most_accurate(scores)
-    answered = {name: table for name, table in tables.items() if table.answered.any()}
-    tempered = {name: calibrated(table, "temperature") for name, table in answered.items()}
+    """The page of a comparison: thresholds and rows are those of best_answering, or of the most accurate way.
+
+    Curves are of the ways that answer one of its rows or more. Needs a way that has answered a row.
+    """
+    scores = {entry["way"]: entry for entry in entries if not entry["trouble"] and entry["unanswered"] < entry["rows"]}
+    least = best_answering(scores)
+    best = least or most_accurate(scores)
+    drawn = {drawn_name(name, tables[name]): tables[name] for name in tables
+             if (tables[name].answered & tables[best].answered).any()}  # fmt: skip
+    tempered = {name: calibrated(table, "temperature") for name, table in drawn.items()}
+    own = drawn_name(best, tables[best])
     failed = [{"way": entry["way"], "failed": entry["trouble"]} for entry in entries if entry["trouble"]]
     report = ReportInput(
         title=settings.name,
         predictions=tables[best].predictions(),
-        name=best,
-        methods={name: table.predictions() for name, table in answered.items() if name != best},
+        name=own,
+        methods={name: table.predictions() for name, table in drawn.items() if name != own},
         calibrated_methods={name: table for name, table in tempered.items() if table is not None},
         comparison=[shown(entry) for entry in entries if not entry["trouble"]],
         tables=[
@@ -115,12 +124,27 @@ def write_comparison_page(
             "data": settings.text.input_csv,
             "rows": f"{rows.fit_rows} to learn from, {len(rows.ids)} to be judged by, no text in both",
             "columns": COLUMNS_NOTE,
-            "shown": f"{best}, the way of least log loss that answers every row",
+            "shown": f"{best}, {chosen_for(least, scores[best])}",
             "seed": str(settings.seed),
-            "command": " ".join(["python -m infer", *sys.argv[1:]]),
+            "command": "python -m infer " + shlex.join(sys.argv[1:]),
         },
     )  # fmt: skip
-    return write_report(folder / "report.html", report)
+    return write_report(path, report)
+
+
+def drawn_name(name: str, table: WayTable) -> str:
+    """The way's name beside its curves, which are of the rows that it has answered."""
+    answered = int(table.answered.sum())
+    return name if answered == len(table.ids) else f"{name} ({answered} of {len(table.ids)} rows)"
+
+
+def chosen_for(least: str | None, entry: Mapping[str, Any]) -> str:
+    """Why the page shows this way, in words."""
+    if least is None:
+        return "the most accurate way: none gives probabilities"
+    if not entry["unanswered"]:
+        return "the way of least log loss that answers every row"
+    return f"of the ways that leave fewest rows open ({entry['unanswered']}) the one of least log loss"
 
 
 def beside(lines: Sequence[Mapping[str, Any]], figure: str) -> list[dict[str, Any]]:
@@ -133,10 +157,11 @@ def beside(lines: Sequence[Mapping[str, Any]], figure: str) -> list[dict[str, An
     return list(found.values())
 
 
-def _figure(value: float | None) -> str:
+def _figure(value: float | None, partly: bool = False) -> str:
+    """partly: it is of some of the rows."""
     if value is None or np.isnan(value):
         return DASH
-    return "∞" if np.isinf(value) else f"{value:.3f}"
+    return ("∞" if np.isinf(value) else f"{value:.3f}") + ("*" if partly else "")
 
 
 def _rate(value: float) -> str:

@@ -24,7 +24,7 @@ class WayTable:
 
     chosen: (N,) column of the label chosen, -1 where the row has no answer. probs: (N, L) float64, NaN there.
     log_probs: (N, L) raw, as read. record: what the run noted beside the table. labels, ids, truth: of the rows.
-    hard: a label is all that a row says; it has no probabilities, though its columns hold 0 and 1.
+    hard: a label is all that its method says; it has no probabilities, though its columns hold 0 and 1.
     """
 
     labels: tuple[str, ...]
@@ -36,6 +36,7 @@ class WayTable:
     log_probs: np.ndarray
     other: np.ndarray
     record: dict[str, Any]
+    hard: bool = False
 
     @property
     def answered(self) -> np.ndarray:
@@ -53,9 +54,9 @@ class WayTable:
         return self.chosen == self.index
 
     @property
-    def hard(self) -> bool:
-        known = self.probs[self.answered]
-        return not len(known) or bool((known.max(axis=1) == 1.0).all())
+    def scored(self) -> bool:
+        """Has it probabilities to score?"""
+        return not self.hard and bool(self.answered.any())
 
     def losses(self) -> np.ndarray:
         """(N,) nats: minus log of the true label's probability, inf where it is 0, NaN where the row has no answer."""
@@ -68,7 +69,7 @@ class WayTable:
         return Predictions(self.ids[kept], self.labels, self.probs[kept], self.other[kept], self.truth[kept])
 
 
-def read_way_table(path: Path, rows: CompareRows) -> WayTable:
+def read_way_table(path: Path, rows: CompareRows, *, hard: bool = False) -> WayTable:
     """The table of a way, joined to the test rows by id. Raises ValueError where it is not of these rows."""
     frame = read_frame(path, text=("id", "label", "predicted")).set_index("id", drop=False)
     if sorted(map(str, frame.index)) != sorted(rows.ids):
@@ -81,7 +82,7 @@ def read_way_table(path: Path, rows: CompareRows) -> WayTable:
     return WayTable(
         labels, rows.ids, rows.truth, rows.groups, np.where(np.isfinite(probs).all(axis=1), chosen, -1), probs,
         frame[[LOG_P + label for label in labels]].to_numpy(dtype=np.float64),
-        frame[OTHER_COLUMN].to_numpy(dtype=np.float64), read_json(Path(f"{path}.json")),
+        frame[OTHER_COLUMN].to_numpy(dtype=np.float64), read_json(Path(f"{path}.json")), hard,
     )  # fmt: skip
 
 

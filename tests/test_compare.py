@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,14 +14,15 @@ from hydra import initialize_config_module
 from test_report import page_data
 
 from infer import compare_ways
+from infer.chunked import LOG_P, P
 from infer.cli import ways_of
 from infer.compare import compare
 from infer.compare_rows import draw_rows
-from infer.compare_ways import Way, identity_of, way_arguments
-from infer.overrides import as_meant, laid_over, unknown_override
+from infer.compare_way import run_way
+from infer.files import write_json
+from infer.predictions import OTHER_COLUMN
 
-WAYS = ("compare.ways={shares:['method.name=prior'],words:['method=tfidf'],read:[],"
-        "foreign:['method=encoder','model=minilm','compare.learn=no']}")  # fmt: skip
+WAYS = "compare.ways={words:['method=tfidf'],read:[],hard:['method=generate_hard']}"
 
 
 def labelled(count: int = 60) -> pd.DataFrame:
@@ -40,11 +35,10 @@ def labelled(count: int = 60) -> pd.DataFrame:
     return pd.DataFrame({"key": [f"k{at}" for at in range(count)], "text": texts, "label": label, "more": "x"})
 
 
-def line_of(folder: Path, model: str, encoder: str, *overrides: str) -> list[str]:
+def line_of(folder: Path, model: str, *overrides: str) -> list[str]:
     return [
         "+experiment=reviews_soft", f"model.name={model}", f"task.input_csv={folder / 'in.csv'}", "task.id_column=key",
-        f"run_dir={folder / 'out'}", f"output={folder / 'out' / 'comparison.csv'}",
-        WAYS.replace("'compare.learn=no'", f"'compare.learn=no','model.name={encoder}'"), *overrides,
+        f"run_dir={folder / 'out'}", f"output={folder / 'comparison.csv'}", WAYS, *overrides,
     ]  # fmt: skip
 
 
@@ -62,81 +56,161 @@ def start(line: list[str]) -> Path:
     return compare(settings, ways)
 
 
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """pretend(says, fails) -> names of the ways run from then on: their processes only write what `says` gives.
+
+    says: the test rows' table -> (N, 2) probabilities of positive and negative. fails: names of ways that do.
+    """
+
+    def start_to(says: Callable[[pd.DataFrame], np.ndarray], *fails: str) -> list[str]:
+        ran: list[str] = []
+
+        def run(verb: str, line: list[str], folder: Path) -> tuple[float, float | None, str | None]:
+            ran.append(folder.name)
+            if folder.name in fails:
+                return 0.0, None, "it fell over"
+            given = dict(one.lstrip("+").split("=", 1) for one in line)
+            assert Path(given["task.train_csv"]).name == "fit.csv" and Path(given["task.input_csv"]).name == "test.csv"
+            test = pd.read_csv(given["task.input_csv"])
+            probs = np.array(says(test), dtype=np.float64)
+            names = np.array(["positive", "negative"], dtype=object)
+            answer = np.where(np.isnan(probs[:, 0]), None, names[np.nan_to_num(probs).argmax(axis=1)])
+            table = {"id": test["key"], "label": test["label"], "predicted": answer, OTHER_COLUMN: 0.0}
+            for at, name in enumerate(names):
+                table |= {P + name: probs[:, at], LOG_P + name: np.log(probs[:, at])}
+            pd.DataFrame(table).to_parquet(folder / "predictions.parquet")
+            write_json(folder / "predictions.parquet.json", {})
+            write_json(folder / "cost.json", {"rows": len(test), "seconds": 1.0, "peak_mib": 9.0})
+            return 1.0, None, None
+
+        monkeypatch.setattr(compare_ways, "_run", run)
+        return ran
+
+    return start_to
+
+
+def knowing(test: pd.DataFrame) -> np.ndarray:
+    """Seven tenths for the true label."""
+    return np.where((test["label"] == "positive").to_numpy()[:, None], [0.7, 0.3], [0.3, 0.7])
+
+
+def silent(test: pd.DataFrame) -> np.ndarray:
+    return np.full((len(test), 2), np.nan)
+
+
+@pytest.fixture
+def line(tmp_path: Path, tiny_language_model: str) -> list[str]:
+    labelled().to_csv(tmp_path / "in.csv", index=False)
+    return line_of(tmp_path, tiny_language_model)
+
+
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory, tiny_language_model: str, tiny_encoder: str) -> dict[str, Any]:
-    """A comparison of four ways, one of which cannot be read: its folder, its line and what it raised."""
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a comparison of two ways, each by a process of its own."""
     folder = tmp_path_factory.mktemp("compare")
     labelled().to_csv(folder / "in.csv", index=False)
-    line = line_of(folder, tiny_language_model, tiny_encoder)
-    with pytest.raises(ValueError) as raised:
-        start(line)
-    return {"folder": folder, "line": line, "said": str(raised.value), "out": folder / "out"}
+    start(line_of(folder, "none", "compare.ways={words:['method=tfidf'],shares:['method.name=prior']}"))
+    return folder
 
 
-def test_a_way_that_fails_is_named_and_costs_the_others_nothing(compared: dict[str, Any]) -> None:
-    assert compared["said"].startswith("1 of 4 ways failed: foreign: ") and "LABEL_0" in compared["said"]
-    table = pd.read_csv(compared["out"] / "comparison.csv", index_col="way")
-    assert list(table.index)[-1] == "foreign" and "LABEL_0" in table.loc["foreign", "trouble"]
-    assert table.loc[["shares", "words", "read"], "accuracy"].notna().all()
-
-
-def test_the_table_holds_what_each_way_scored_and_cost(compared: dict[str, Any]) -> None:
-    table = pd.read_csv(compared["out"] / "comparison.csv", index_col="way")
+def test_the_table_holds_what_each_way_scored_and_cost(compared: Path) -> None:
+    table = pd.read_csv(compared / "comparison.csv", index_col="way")
     assert table.loc["words", "accuracy"] >= 0.8, "a word tells the label"
+    rows = len(pd.read_csv(compared / "out" / "test.csv"))
+    assert (table["rows"] == rows).all()
     assert table.loc["shares", "accuracy"] == pytest.approx(0.5)
-    rows = len(pd.read_csv(compared["out"] / "test.csv"))
-    assert (table["rows"].dropna() == rows).all()
-    assert table.loc["words", "labelled_rows"] == 60 - rows and table.loc["read", "labelled_rows"] == 2
-    cost = table.loc[["shares", "words", "read"], ["rows_per_s", "peak_mib"]]
-    assert (cost["rows_per_s"] > 0).all() and (cost["peak_mib"] > 50).all()
-    read = pd.read_parquet(compared["out"] / "ways" / "read" / "predictions.parquet")
-    assert (read["predicted"] == read["label"]).mean() == pytest.approx(table.loc["read", "accuracy"])
+    assert (table["labelled_rows"] == 60 - rows).all()
+    assert (table["rows_per_s"] > 0).all() and (table["peak_mib"] > 50).all()
+    read = pd.read_parquet(compared / "out" / "ways" / "words" / "predictions.parquet")
+    assert (read["predicted"] == read["label"]).mean() == pytest.approx(table.loc["words", "accuracy"])
 
 
-def test_the_page_has_every_way_and_asks_for_nothing(compared: dict[str, Any]) -> None:
-    data = page_data(compared["out"] / "report.html")
-    assert {curve["method"] for curve in data["curves"]} == {"shares", "words", "read"}
-    assert {one["method"] for one in data["reliability"]} == {"shares", "words", "read"}
-    text = (compared["out"] / "report.html").read_text(encoding="utf-8")
-    assert "These ways failed" in text and "Where they differ" in text
-    assert (compared["out"] / "report_curves.png").is_file()
+def test_the_page_has_every_way(compared: Path) -> None:
+    data = page_data(compared / "out" / "report.html")
+    assert {curve["method"] for curve in data["curves"]} == {"words", "shares"}
+    assert {one["method"] for one in data["reliability"]} == {"words", "shares"}
+    assert "Where they differ" in (compared / "out" / "report.html").read_text(encoding="utf-8")
+    assert (compared / "out" / "report_curves.png").is_file()
 
 
-def test_no_text_is_in_both_files_and_every_column_comes_along(compared: dict[str, Any]) -> None:
-    fit, test = (pd.read_csv(compared["out"] / name) for name in ("fit.csv", "test.csv"))
+def test_no_text_is_in_both_files_and_every_column_comes_along(compared: Path) -> None:
+    fit, test = (pd.read_csv(compared / "out" / name) for name in ("fit.csv", "test.csv"))
     assert not set(fit["text"].str.casefold()) & set(test["text"].str.casefold())
     assert sorted([*fit["key"], *test["key"]]) == sorted(labelled()["key"]), "each row once"
     assert list(test.columns) == ["key", "text", "label", "more"]
 
 
-def test_a_finished_way_is_not_run_again(compared: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    ran = []
-    monkeypatch.setattr(compare_ways, "_run", lambda verb, line, folder: (ran.append(folder.name), (0.0, None, "x"))[1])
-    before = (compared["out"] / "ways" / "words" / "predictions.parquet").read_bytes()
-    with pytest.raises(ValueError, match="1 of 4 ways failed: foreign: x"):
-        start([*compared["line"], "report=false"])
-    assert ran == ["foreign"]
-    assert (compared["out"] / "ways" / "words" / "predictions.parquet").read_bytes() == before
-    ran.clear()
-    with pytest.raises(ValueError, match="ways failed"):
-        start([*compared["line"], "report=false", "question.prompt='A film: {text} It was'"])
-    assert ran == ["read", "foreign"], "of another prompt only what is asked is made again"
+def test_a_way_learns_from_the_rows_to_learn_from_and_reads_the_others(tmp_path: Path) -> None:
+    rows = labelled(40)
+    pd.concat([rows[rows["label"] == "positive"][:15], rows[rows["label"] == "negative"][:5]]).to_csv(
+        tmp_path / "fit.csv", index=False
+    )
+    rows[rows["label"] == "negative"][5:].to_csv(tmp_path / "test.csv", index=False)
+    settings = compose(
+        "+experiment=reviews_soft", "method.name=prior", f"task.input_csv={tmp_path / 'test.csv'}",
+        f"task.train_csv={tmp_path / 'fit.csv'}", "task.id_column=key", f"run_dir={tmp_path / 'run'}",
+        f"output={tmp_path / 'out.csv'}",
+    )  # fmt: skip
+    read = pd.read_csv(run_way(settings))
+    assert read["id"].tolist() == rows[rows["label"] == "negative"]["key"].tolist()[5:]
+    assert read["p_positive"].to_numpy() == pytest.approx(0.75, abs=0.05), "the share of fit.csv"
 
 
-def test_only_some_ways_are_run_and_the_finished_ones_are_shown(
-    compared: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_a_way_that_fails_is_named_and_costs_the_others_nothing(
+    line: list[str], tmp_path: Path, pretend: Callable[..., list[str]]
 ) -> None:
-    monkeypatch.setattr(compare_ways, "_run", lambda *_: pytest.fail("nothing is left to run"))
-    line = [*compared["line"], "report=false", "compare.only=[words]", f"output={compared['folder'] / 'some.csv'}"]
-    monkeypatch.setattr(compare_ways, "identity_in", lambda path: _unless(path, "read"))
-    table = pd.read_csv(start(line))
-    assert sorted(table["way"]) == ["shares", "words"]
+    pretend(knowing, "read")
+    with pytest.raises(ValueError, match=r"^1 of 3 ways failed: read: it fell over"):
+        start(line)
+    table = pd.read_csv(tmp_path / "comparison.csv", index_col="way")
+    assert list(table.index)[-1] == "read" and table.loc["read", "trouble"] == "it fell over"
+    assert (table.loc[["words", "hard"], "accuracy"] == 1).all()
+    assert np.isnan(table.loc["hard", "log_loss"]) and table.loc["words", "log_loss"] == pytest.approx(-np.log(0.7))
+    assert table.loc["hard", "labelled_rows"] == 2, "the examples of its prompt"
+    assert "These ways failed" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
-def _unless(path: Path, name: str) -> Any:
-    from infer.identity import identity_in
+def test_a_finished_way_is_not_run_again(
+    line: list[str], tmp_path: Path, pretend: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = [*line, "report=false"]
+    ran = pretend(knowing, "read")
+    with pytest.raises(ValueError, match="read"):
+        start(line)
+    assert ran == ["words", "read", "hard"]
+    ran = pretend(silent)
+    assert pd.read_csv(start(line), index_col="way").loc["words", "accuracy"] == 1
+    assert ran == ["read"]
+    ran = pretend(knowing)
+    some = [*line, "compare.only=[words]", "question.prompt='A film: {text} It was'"]
+    assert pd.read_csv(start(some))["way"].tolist() == ["words"], "of another prompt what is asked would be made again"
+    assert ran == []
 
-    return None if path.parent.name == name else identity_in(path)
+
+def test_where_nothing_is_answered_there_is_a_table_and_no_page(
+    line: list[str], tmp_path: Path, pretend: Callable[..., list[str]]
+) -> None:
+    mine = tmp_path / "calibration.csv"
+    mine.write_text("a table of the user, beside `output`")
+    pretend(silent, "read")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.html").write_text("of an earlier comparison")
+    with pytest.raises(ValueError, match="1 of 3 ways failed: read"):
+        start(line)
+    table = pd.read_csv(tmp_path / "comparison.csv", index_col="way")
+    assert (table.loc[["words", "hard"], "unanswered"] == table.loc["words", "rows"]).all()
+    assert not (tmp_path / "out" / "report.html").exists() and mine.read_text().startswith("a table of the user")
+
+
+def test_where_every_way_failed_the_table_says_so(
+    line: list[str], tmp_path: Path, pretend: Callable[..., list[str]]
+) -> None:
+    (tmp_path / "comparison.csv").write_text("of an earlier comparison")
+    pretend(knowing, "words", "read", "hard")
+    with pytest.raises(ValueError, match="3 of 3 ways failed"):
+        start(line)
+    assert (pd.read_csv(tmp_path / "comparison.csv")["trouble"] == "it fell over").all()
 
 
 def test_the_same_seed_draws_the_same_rows_and_another_draws_others(tmp_path: Path) -> None:
@@ -170,175 +244,8 @@ def test_a_table_without_labels_cannot_be_compared_on(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_not_there_is_refused_before_any_way_runs(
-    tmp_path: Path, tiny_language_model: str, tiny_encoder: str, monkeypatch: pytest.MonkeyPatch
+    line: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    labelled().to_csv(tmp_path / "in.csv", index=False)
     monkeypatch.setattr(compare_ways, "_run", lambda *_: pytest.fail("too early"))
-    line = [*line_of(tmp_path, tiny_language_model, tiny_encoder), "model.name=/nowhere/at/all"]
     with pytest.raises((ValueError, OSError), match=r"compare\.ways\.read: .*nowhere"):
-        start(line)
-
-
-@pytest.mark.parametrize(
-    ("ways", "said"),
-    [
-        ("compare.ways={a:['method=tfidf']}", "expected two ways or more"),
-        ("compare.ways={a:['method=tfidf'],b:['method=tfdif']}", r"compare\.ways\.b: .*tfdif"),
-        (
-            "compare.ways={a:['method=tfidf'],b:['trainer.epoch=2']}",
-            r"compare\.ways\.b: .*Did you mean trainer\.epochs",
-        ),
-        ("compare.ways={a:['method=tfidf'],b:prior}", r"compare\.ways\.b='prior': expected a list"),
-        ("compare.ways={a:[],b c:[]}", "expected letters, digits"),
-        ("compare.test_share=1.5", "compare.test_share=1.5"),
-    ],
-)
-def test_ways_that_mean_nothing_are_refused_by_name(ways: str, said: str) -> None:
-    line = ["+experiment=reviews_soft", ways]
-    with pytest.raises(ValueError, match=said):
-        settings = compose(*line)
-        with door():
-            ways_of(settings, line)
-
-
-def test_arena_rows_are_not_compared() -> None:
-    with pytest.raises(ValueError, match=r"compare\.ways reads texts, not task\.name=arena"):
-        compose("+experiment=arena_length", "compare.ways={a:[],b:[]}")
-
-
-def test_an_override_of_a_way_takes_the_place_of_the_command_lines() -> None:
-    line = ["+experiment=x", "method=tfidf", "seed=1"]
-    assert laid_over(line, ["method=prior", "++model.name=a"]) == [
-        "+experiment=x",
-        "seed=1",
-        "method=prior",
-        "++model.name=a",
-    ]
-
-
-def test_a_way_reads_checkpoints_of_another_run_where_it_does_not_learn() -> None:
-    def run_dir(*overrides: str) -> list[str]:
-        line = way_arguments(["+experiment=x", "run_dir=out"], "mine", overrides, Path("out"))
-        return [one for one in line if one.lstrip("+").startswith("run_dir=")]
-
-    assert run_dir("method=encoder", "run_dir=runs/mine", "compare.learn=no") == ["run_dir=runs/mine"]
-    assert run_dir("method=tfidf", "++run_dir=runs/old", "compare.learn=no") == ["++run_dir=runs/old"]
-    assert run_dir("method=tfidf") == ["run_dir=out/ways/mine/run"]
-    with pytest.raises(ValueError, match=r"would be trained into that folder.*compare\.learn=no"):
-        run_dir("method=encoder", "run_dir=runs/mine")
-
-
-@pytest.mark.parametrize("override", ["output=x.csv", "++task.input_csv=other.csv", "compare.test_share=0.2"])
-def test_a_way_cannot_read_other_rows_or_write_elsewhere(override: str) -> None:
-    with pytest.raises(ValueError, match="A way cannot set"):
-        way_arguments(["+experiment=x"], "mine", [override], Path("out"))
-
-
-def test_a_model_of_the_command_line_is_not_given_to_a_way_with_a_model_of_its_own() -> None:
-    line = ["+experiment=reviews_soft", "model.name=/my/llm", "compare.ways={a:[],b:['method=encoder','model=minilm']}"]
-    settings = compose(*line)
-    with door():
-        ways = {way.name: way.settings for way in ways_of(settings, line)}
-    assert ways["a"].model.name == "/my/llm" and "minilm" in ways["b"].model.name.lower()
-
-
-def test_a_way_with_other_labels_is_refused_by_name() -> None:
-    line = ["+experiment=reviews_soft", "compare.ways={a:['method=tfidf'],b:['question=skills','method=tfidf']}"]
-    said = r"compare\.ways\.b: It answers with Hard, Soft, Unknown, and the comparison with positive, negative\."
-    settings = compose(*line)
-    with pytest.raises(ValueError, match=said), door():
-        ways_of(settings, line)
-
-
-def test_a_table_to_learn_from_beside_the_input_is_refused(tmp_path: Path) -> None:
-    labelled().to_csv(tmp_path / "in.csv", index=False)
-    more = ["task.train_csv=mine.csv", f"task.input_csv={tmp_path / 'in.csv'}"]
-    with pytest.raises(ValueError, match=r"task\.train_csv=mine\.csv: a comparison draws"):
-        draw_rows(compose("+experiment=reviews_soft", *more), tmp_path)
-
-
-def test_a_way_depends_on_its_models_files_its_decision_and_its_calibrator(tmp_path: Path, tiny_encoder: str) -> None:
-    for name in ("decision", "calibrator"):
-        (tmp_path / f"{name}.json").write_text("{}")
-    shutil.copytree(tiny_encoder, tmp_path / "network")
-    ruled = ["method=encoder", "model=minilm", f"model.name={tmp_path / 'network'}"]
-    files = [f"decision={tmp_path / 'decision.json'}", f"calibration.use={tmp_path / 'calibrator.json'}"]
-    embedded = ["method=embedding_centroid", f"embedding.name={tmp_path / 'network'}"]
-    composed = [compose("+experiment=reviews_soft", *own) for own in (ruled, [*ruled, *files], embedded)]
-
-    def identities() -> list[dict[str, Any]]:
-        rows = SimpleNamespace(identity={})
-        return [identity_of(Way("a", (), one), rows) for one in composed]  # type: ignore[arg-type]
-
-    before = identities()
-    assert before == identities()
-    (tmp_path / "decision.json").write_text("{} ")
-    assert [one == other for one, other in zip(before, identities(), strict=True)] == [True, False, True]
-    before = identities()
-    (tmp_path / "calibrator.json").write_text("{} ")
-    assert [one == other for one, other in zip(before, identities(), strict=True)] == [True, False, True]
-    config = tmp_path / "network" / "config.json"
-    config.write_text(config.read_text() + " ")
-    assert not any(one == other for one, other in zip(before, identities(), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("lines", "code", "said"),
-    [
-        ("reading\nerror: labels are missing\n(TIEBREAK_TRACEBACK=1 shows where)\n", 2, "labels are missing"),
-        ("File x, line 3\nKeyError: 'a'\n\nSet the environment variable HYDRA_FULL_ERROR=1\n", 1, "KeyError: 'a'"),
-        ("what a library said\n", 3, "what a library said"),
-        ("", 3, "exit code 3"),
-        ("half\n", -9, "killed by signal 9, memory may have run out"),
-    ],
-)
-def test_what_a_failed_process_said_is_told_in_one_line(tmp_path: Path, lines: str, code: int, said: str) -> None:
-    (tmp_path / "log.txt").write_text("error: of an earlier start\n" + lines)
-    begin = len("error: of an earlier start\n")
-    assert compare_ways._last_words(tmp_path / "log.txt", begin, code) == said
-
-
-def test_one_more_way_can_be_given_beside_those_of_the_experiment() -> None:
-    assert unknown_override(["compare.ways.mine=[method=prior]"]) is None
-    settings = compose("+experiment=reviews_compare", "compare.ways.mine=[method=prior]")
-    assert settings.compare.ways["mine"] == ["method=prior"] and "few_shot" in settings.compare.ways
-    assert as_meant(["compare.ways={a:[]}"])[0] == "++compare.ways=null", "given whole, they take the others' place"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
-def test_a_comparison_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
-    import subprocess
-    import time
-
-    script = (
-        "import os, subprocess, sys, time\nfrom infer.compare_ways import _die_with_parent\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], preexec_fn=_die_with_parent)\n"
-        "print(child.pid, flush=True)\ntime.sleep(60)\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    parent.kill()
-    parent.wait()
-    for _ in range(100):
-        state = Path(f"/proc/{child}/status")
-        if not state.is_file() or "State:\tZ" in state.read_text():
-            return
-        time.sleep(0.1)
-    os.kill(child, 9)
-    pytest.fail("the child went on")
-
-
-def test_every_comparison_composes_each_of_its_ways(tmp_path: Path) -> None:
-    from conftest import ROOT
-
-    names = sorted(
-        path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if "compare:" in path.read_text()
-    )
-    assert "reviews_compare" in names
-    for name in names:
-        line = [f"+experiment={name}"]
-        settings = compose(*line)
-        with door():
-            assert [way.name for way in ways_of(settings, line)] == list(settings.compare.ways), name
-    assert json.dumps(settings.compare.ways)
+        start([*line, "model.name=/nowhere/at/all"])

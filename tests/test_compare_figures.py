@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from test_report import page_data
 
+from infer import compare_figures
 from infer.chunked import LOG_P, P
 from infer.compare_figures import (
     best_answering,
@@ -20,13 +24,14 @@ from infer.compare_figures import (
     sampled,
     score_way,
 )
-from infer.compare_report import beside, printed, shown
+from infer.compare_report import beside, drawn_name, printed, shown, write_comparison_page
 from infer.compare_table import WayTable, read_way_table
 
 LABELS = ("yes", "no")
+COSTS = ("rows_per_s", "fit_seconds", "peak_mib")
 
 
-def way(probs: np.ndarray, truth: list[int], record: dict | None = None) -> WayTable:
+def way(probs: np.ndarray, truth: list[int], record: dict | None = None, *, hard: bool = False) -> WayTable:
     """probs: (N, 2), NaN where a row has no answer."""
     probs = np.asarray(probs, dtype=np.float64)
     count = len(probs)
@@ -36,7 +41,7 @@ def way(probs: np.ndarray, truth: list[int], record: dict | None = None) -> WayT
         logs = np.log(probs)
     ids = np.array([f"r{at}" for at in range(count)], dtype=object)
     names = np.array(LABELS, dtype=object)[truth]
-    return WayTable(LABELS, ids, names, np.arange(count), chosen, probs, logs, np.zeros(count), record or {})
+    return WayTable(LABELS, ids, names, np.arange(count), chosen, probs, logs, np.zeros(count), record or {}, hard)
 
 
 def soft(count: int = 60, *, seed: int = 0, lean: float = 0.0) -> WayTable:
@@ -58,12 +63,82 @@ def test_a_row_without_an_answer_is_wrong_and_counted() -> None:
 
 
 def test_a_label_without_probabilities_has_no_log_loss_and_no_area() -> None:
-    found = score_way(way(np.eye(2)[[0, 1, 0, 1]], [0, 1, 1, 1]))
+    found = score_way(way(np.eye(2)[[0, 1, 0, 1]], [0, 1, 1, 1], hard=True))
     assert found["accuracy"] == 0.75
     soft_figures = ("log_loss", "auc", "average_precision", "calibration_error", "log_loss_calibrated")
     assert all(found[name] is None for name in soft_figures)
-    assert calibration_rows({"hard": way(np.eye(2)[[0, 1]], [0, 1])}) == []
-    assert hard_rows({"hard": way(np.eye(2)[[0, 1]], [0, 1])}, seed=0) == []
+    assert calibration_rows({"hard": way(np.eye(2)[[0, 1]], [0, 1], hard=True)}) == []
+    assert hard_rows({"hard": way(np.eye(2)[[0, 1]], [0, 1], hard=True)}, seed=0) == []
+
+
+def test_numbers_that_are_only_1_and_0_are_probabilities_all_the_same() -> None:
+    found = score_way(way(np.eye(2)[[0, 1, 0, 1]], [0, 1, 1, 1]))
+    assert found["log_loss"] == np.inf and found["auc"] is not None
+
+
+def test_a_way_without_an_answer_is_wrong_everywhere_and_has_no_other_figure() -> None:
+    found = score_way(way(np.full((4, 2), np.nan), [0, 1, 0, 1]))
+    assert (found["accuracy"], found["unanswered"], found["log_loss"], found["auc"]) == (0.0, 4, None, None)
+
+
+def test_three_labels_are_scored_by_their_columns() -> None:
+    table = replace(soft(3), labels=("a", "b", "c"), truth=np.array(["c", "a", "b"], dtype=object), chosen=np.arange(3),
+                    probs=np.array([[0.7, 0.1, 0.2], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]]))  # fmt: skip
+    found = score_way(table)
+    assert found["accuracy"] == 0 and found["log_loss"] == pytest.approx(-np.log([0.2, 0.2, 0.3]).mean())
+
+
+def test_a_figure_of_some_rows_is_marked() -> None:
+    table = way([[0.9, 0.1], [np.nan, np.nan], [0.2, 0.8], [0.6, 0.4]], [0, 0, 1, 1])
+    scores = {"some": score_way(table)}
+    entry = {**scores["some"], **p_values({"some": table}, scores, seed=0)["some"], "way": "some", "trouble": None,
+             "labelled_rows": 0, "accuracy_low": 0, "accuracy_high": 1, **dict.fromkeys(COSTS)}  # fmt: skip
+    found = shown(entry)
+    assert found["log loss"].endswith("*") and found["AUC"].endswith("*") and not found["macro-F1"].endswith("*")
+    assert found["AUC"].endswith("*") and not shown({**entry, "unanswered": 0})["AUC"].endswith("*")
+    assert drawn_name("some", table) == "some (3 of 4 rows)" and drawn_name("all", soft(4)) == "all"
+
+
+def test_a_temperature_is_fitted_once_for_a_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits, table = [], soft(60)
+    monkeypatch.setattr(
+        compare_figures, "crossfit", lambda method, *given, **more: (fits.append(method), table.probs)[1]
+    )
+    score_way(table)
+    calibration_rows({"way": table})
+    calibrated(table, "temperature")
+    assert fits.count("temperature") == 1
+
+
+@pytest.mark.parametrize("given", ["all open", "nothing shared"])
+def test_a_page_is_drawn_of_the_ways_that_answered(tmp_path: Path, given: str) -> None:
+    whole = soft(30)
+    probs = np.array(whole.probs)
+    probs[0 if given == "all open" else 15 :] = np.nan
+    some = np.array(whole.probs)
+    some[:15] = np.nan
+    tables = {"most": way(some, whole.index.tolist()), "odd": way(probs, whole.index.tolist())}
+    assert _page(tmp_path / "report.html", tables)["curves"]
+
+
+def test_a_page_of_hard_ways_alone_says_why_it_shows_which(tmp_path: Path) -> None:
+    truth = soft(30).index
+    tables = {"hard": way(np.eye(2)[truth], truth.tolist(), hard=True)}
+    assert _page(tmp_path / "report.html", tables)["curves"]
+    assert "the most accurate way: none gives probabilities" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def _page(path: Path, tables: dict[str, WayTable]) -> dict:
+    scores = {name: score_way(table) for name, table in tables.items()}
+    chances = p_values(tables, scores, seed=0)
+    entries = [
+        {**scores[name], **chances[name], "way": name, "trouble": None, "labelled_rows": 0, "accuracy_low": 0,
+         "accuracy_high": 1, **dict.fromkeys(COSTS)} for name in tables
+    ]  # fmt: skip
+    settings = SimpleNamespace(name="n", seed=1, task=SimpleNamespace(name="text"), text=SimpleNamespace(input_csv="x"))
+    rows = SimpleNamespace(fit_rows=3, ids=next(iter(tables.values())).ids, texts={})
+    extra = {name: [] for name in ("calibration", "hard_and_soft", "differences")}
+    return page_data(write_comparison_page(path, settings, rows, tables, entries, extra))  # type: ignore[arg-type]
 
 
 def test_a_true_label_that_was_given_nothing_costs_infinitely_much() -> None:
@@ -93,7 +168,7 @@ def test_the_interval_of_the_accuracy_is_wilsons() -> None:
 def test_the_best_way_has_no_p_value_and_the_others_are_held_against_it() -> None:
     good, bad = soft(80), soft(80)
     bad = way(bad.probs[:, ::-1], bad.index.tolist())
-    tables = {"good": good, "bad": bad, "hard": way(np.eye(2)[good.chosen], good.index.tolist())}
+    tables = {"good": good, "bad": bad, "hard": way(np.eye(2)[good.chosen], good.index.tolist(), hard=True)}
     found = p_values(tables, {name: score_way(table) for name, table in tables.items()}, seed=0)
     assert found["good"]["p_accuracy"] is None and found["good"]["p_log_loss"] is None
     assert {(one["best_accuracy"], one["best_log_loss"]) for one in found.values()} == {("good", "good")}
@@ -185,7 +260,7 @@ def test_ways_are_ordered_by_accuracy_and_then_by_log_loss() -> None:
 
 
 def test_a_printed_comparison_shows_dashes_and_names_what_failed() -> None:
-    figures = score_way(way(np.eye(2)[[0, 1, 0, 1]], [0, 1, 1, 1]))
+    figures = score_way(way(np.eye(2)[[0, 1, 0, 1]], [0, 1, 1, 1], hard=True))
     entry = {
         **figures, "way": "hard", "trouble": None, "accuracy_low": 0.3, "accuracy_high": 0.95, "rows_per_s": 2.0,
         "fit_seconds": None, "peak_mib": 812.4, "labelled_rows": 2, "p_accuracy": None, "p_log_loss": None,
@@ -198,8 +273,6 @@ def test_a_printed_comparison_shows_dashes_and_names_what_failed() -> None:
 
 
 def test_a_table_of_other_rows_is_refused(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
     import pandas as pd
 
     columns = {"id": ["r0", "rx"], "predicted": ["yes", "no"], "p_other": [0.0, 0.0]}
