@@ -45,7 +45,7 @@ def attend_bias(q: Tensor, k: Tensor, v: Tensor, pos_k: Tensor | None, pos_q: Te
 
     q, k, v: (B, T, heads, D). pos_k, pos_q: (rows, heads, D), as keys (content to position) and as queries (position
     to content); None leaves the term out. Differentiable in all of them, once. A query that may read no key reads
-    all of them alike, as in transformers.
+    all of them alike, as in transformers; to its scores no gradient goes where the mask is (B, T, T).
     """
     seed = draw_seed(how.dropout)
     with torch.autocast(q.device.type, enabled=False):  # all is in the projections' precision already
@@ -77,6 +77,9 @@ class _Attention(torch.autograd.Function):
             with torch.enable_grad():
                 out = batch.attend(leaves[0], leaves[3], ctx.seed + first, leaves[1], leaves[2])
             to_q, to_k, to_v, to_bias = torch.autograd.grad(out, leaves, grad[:, :, first:last])
+            if batch.idle is not None:
+                nothing = batch.idle[:, first:last, None]
+                to_q, to_bias = to_q.masked_fill(nothing, 0.0), to_bias.masked_fill(nothing, 0.0)
             grad_q[:, :, first:last] = to_q
             grad_k += to_k
             grad_v += to_v
@@ -91,7 +94,8 @@ class _Attention(torch.autograd.Function):
 class _Batch:
     """A batch as (heads, B, L, D), heads first: a product with a head's position table then serves all texts at once.
 
-    L: the tokens, and padding to whole blocks. q is divided by the scale.
+    L: the tokens, and padding to whole blocks. q is divided by the scale. idle: (B, L) queries that may read no key,
+    zero in q; None where the mask is one for all queries.
     """
 
     def __init__(
@@ -104,7 +108,12 @@ class _Batch:
         self.scale, self.dropout = how.scale, how.dropout
         self.q, self.k, self.v = (self.padded(one) for one in (q, k, v))
         self.q.div_(self.scale)
+        self.tokens = tokens
         self.mask = F.pad(how.mask.bool(), (0, self.cut.length - tokens))
+        self.idle: Tensor | None = None
+        if self.mask.shape[1] != 1:
+            self.idle = F.pad(~self.mask.any(-1), (0, self.cut.length - tokens), value=True)
+            self.q.masked_fill_(self.idle[..., None], 0.0)  # so that no key has a gradient of theirs
         self.positions = Positions(
             pos_k, pos_q, span=how.span, low=how.low, scale=how.scale, longest=self.cut.length, chunk=self.cut.width,
             dtype=q.dtype, device=q.device,
@@ -129,7 +138,9 @@ class _Batch:
         mask = self.mask if self.mask.shape[1] == 1 else self.mask[:, first : min(last, self.mask.shape[1])]
         if mask.shape[1] not in (1, last - first):  # queries behind the last token
             mask = F.pad(mask, (0, 0, 0, last - first - mask.shape[1]))
-        return bias.masked_fill_(~mask, torch.finfo(bias.dtype).min)
+        bias.masked_fill_(~mask, torch.finfo(bias.dtype).min)
+        bias[..., self.tokens :] = float("-inf")  # no key: not even a query that may read none reads it
+        return bias
 
     def attend(self, q: Tensor, bias: Tensor, seed: int, k: Tensor | None = None, v: Tensor | None = None) -> Tensor:
         """(heads, B, C, D) of the queries q. k, v: in place of the batch's own."""

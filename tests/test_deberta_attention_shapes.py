@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_deberta_attention import EXACT, assert_alike, network, padding, read, states
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models import deberta_attention
+from models import deberta_attention, deberta_bias
 from models.deberta_attention import set_tier
 
 # Few lengths and many texts: a batch then has groups of several texts, worked on in the same memory one after another.
@@ -40,6 +40,26 @@ def test_a_batch_of_any_lengths_has_the_outputs_and_gradients_of_transformers(
             patch.setattr(deberta_attention, "padded_pieces", lambda _: None)
         found = read(model, "sdpa", mask)
     assert_alike(found, read(model, "eager", mask), EXACT)
+
+
+@pytest.mark.parametrize("chunk_bytes", [deberta_bias.CHUNK_BYTES, 1])
+def test_a_query_that_may_read_nothing_has_the_gradients_of_transformers(
+    chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads all keys alike, which says nothing of its scores. In small chunks 41 tokens do not fill the last one."""
+    monkeypatch.setattr(deberta_bias, "CHUNK_BYTES", chunk_bytes)
+    model, found = network(), []
+    mask = torch.zeros(2, 41, 41, dtype=torch.long)
+    mask[:, :15, :15] = mask[:, 20:, 20:] = 1
+    for tier in ("sdpa", "eager"):
+        set_tier(model.deberta.encoder, tier)
+        model.zero_grad()
+        hidden = torch.sin(torch.arange(2 * 41 * 24, dtype=torch.float64)).view(2, 41, 24).requires_grad_()
+        outputs = model.deberta.encoder(hidden, mask).last_hidden_state
+        (outputs * hidden.detach().flip(1)).sum().backward()
+        grads = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+        found.append((outputs.detach(), grads | {"hidden": hidden.grad}))
+    assert_alike(*found, EXACT)
 
 
 class Paddings(TorchDispatchMode):
