@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT / "scripts" / "bench"), str(ROOT / "scripts")]
@@ -37,6 +40,42 @@ def test_every_tier_is_a_line_with_figures_or_a_reason(written: Path) -> None:
         assert sdpa["difference"] < 1e-4 and sdpa["step_s"] > 0 and sdpa["peak_mib"] > 0
         assert sdpa["step_x"] == pytest.approx(lines[name, "eager"]["step_s"] / sdpa["step_s"])
         assert sdpa["peak_x"] == pytest.approx(sdpa["peak_mib"] / lines[name, "eager"]["peak_mib"])
+
+
+def test_a_tier_that_does_not_fit_costs_the_others_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for one network and 20 rows at a time, in which sdpa's prediction never fits."""
+    alive: weakref.WeakSet[object] = weakref.WeakSet()
+    made, step, predict = bench.Runner.__init__, bench.Runner.step, bench.Runner.predict
+
+    def construct(self, options, tier):
+        gc.collect()
+        if len(alive):
+            raise torch.OutOfMemoryError("two networks")
+        made(self, options, tier)
+        self.tier = tier
+        alive.add(self)
+
+    def limited(self, batch):
+        if len(batch.ids) > 20:
+            raise torch.OutOfMemoryError("too many rows")
+        step(self, batch)
+
+    def refused(self, batch):
+        if self.tier == "sdpa":
+            raise torch.OutOfMemoryError("no room to predict")
+        return predict(self, batch)
+
+    for name, one in {"__init__": construct, "step": limited, "predict": refused}.items():
+        monkeypatch.setattr(bench.Runner, name, one)
+    path = tmp_path / "full.json"
+    bench.main(
+        ["--shape", "toy", "--lengths", "8,16", "--tokens", "16", "--rounds", "1", "--device", "cpu",
+         "--tiers", "eager,sdpa", "--largest", "--json", str(path)]
+    )  # fmt: skip
+    lines = {(one["lengths"], one["tier"]): one for one in json.loads(path.read_text())["lines"]}
+    for length in ("8", "16"):
+        assert lines[length, "sdpa"]["cannot"] == "out of memory"
+        assert 18 <= lines[length, "eager"]["largest_rows"] <= 20 and lines[length, "eager"]["step_s"] > 0
 
 
 def test_the_work_is_that_of_the_matrices() -> None:

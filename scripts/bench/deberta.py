@@ -6,11 +6,11 @@
 
 Networks of v3 shapes with random weights (--shape, --layers for fewer). A step is forward, backward and AdamW. In each
 of --rounds the tiers take their turn on the same batch; the middle round counts. A CPU's seconds are processor
-seconds, so that a busy machine does not show. Peak memory is that of a step over what stands before it (a GPU's
-allocator, else the resident set). matmul_share: the FLOPs that a step needs, without recomputation or padding, over
-its seconds and over what a large matmul reaches here in this precision. --arena: a batch of real lengths too, rows of
-a file cut at 1024 tokens. --largest: the most rows of each length that train under --memory-gib. A tier that cannot
-run, or does not fit, is a line that says why.
+seconds, so that a busy machine does not show. Peak memory, of a tier that is alone, is that of a step over what stands
+before it (a GPU's allocator, else the resident set). matmul_share: the FLOPs that a step needs, without recomputation
+or padding, over its seconds and over what a large matmul reaches here in this precision. --arena: a batch of real
+lengths too, rows of a file cut at 1024 tokens. --largest: the most rows of each length that train under --memory-gib. A
+tier that cannot run, or does not fit, is a line that says why.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from batches import clock, load_job, write_json
-from deberta_shapes import SHAPES, TIERS, Shape, build, forward_flops
+from deberta_shapes import SHAPES, TIERS, Batch, Shape, build, cap_memory, forward_flops
 from soft_worker import Peak
 
 from infer.batching import is_out_of_memory, release_memory
@@ -42,7 +43,8 @@ OUT_OF_MEMORY = "out of memory"
 class Line:
     """One tier on one batch. step_x, predict_x: eager's seconds over these; peak_x: this peak over eager's.
 
-    difference: of logits from eager's, the largest. cannot: why there is no figure.
+    difference: of logits from eager's, the largest. together: the tiers were timed in turns; false where not all of
+    them fit side by side. cannot: why there is no figure.
     """
 
     lengths: str
@@ -57,25 +59,8 @@ class Line:
     matmul_share: float | None = None
     difference: float | None = None
     largest_rows: int | None = None
+    together: bool | None = None
     cannot: str | None = None
-
-
-@dataclass(frozen=True)
-class Batch:
-    name: str
-    ids: torch.Tensor
-    mask: torch.Tensor
-
-    @classmethod
-    def of(cls, name: str, lengths: list[int], vocabulary: int, device: str) -> Batch:
-        generator = torch.Generator().manual_seed(1)
-        ids = torch.randint(1, vocabulary, (len(lengths), max(lengths)), generator=generator)
-        mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
-        return cls(name, (ids * mask).to(device), mask.long().to(device))
-
-    @property
-    def lengths(self) -> list[int]:
-        return self.mask.sum(1).tolist()
 
 
 class Runner:
@@ -114,36 +99,74 @@ class Runner:
         return clock(self.device) - started
 
 
-def measure(options: argparse.Namespace, runners: dict[str, Runner], batch: Batch, rate: float) -> list[Line]:
-    """A line for each tier; the tiers interleaved."""
-    lines = {tier: Line(batch.name, len(batch.ids), tier) for tier in runners}
-    logits = {tier: runner.predict(batch) for tier, runner in runners.items()}
-    for tier, runner in list(runners.items()):
-        try:
-            runner.step(batch)  # kernels are chosen and AdamW's state made
-            peak = Peak(options.device)
-            runner.step(batch)
-            lines[tier] = replace(lines[tier], peak_mib=peak.over_start() / 2**20)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            runner.optimiser.zero_grad()
-            release_memory()
-            lines[tier] = replace(lines[tier], cannot=OUT_OF_MEMORY)
-    fit = [tier for tier in runners if lines[tier].cannot is None]
-    seconds: dict[tuple[str, str], list[float]] = {}
+def unless_full(work: Callable[[], Any]) -> Any:
+    """What `work` gives; None where memory was not enough for it, which is free again by then."""
+    try:
+        return work()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    release_memory()  # behind the handler: the error's traceback holds the tensors
+    return None
+
+
+def measure_alone(options: argparse.Namespace, tier: str, batch: Batch) -> tuple[Line, torch.Tensor | None]:
+    """(a tier's line of what memory decides, its logits); no other network stands beside it."""
+    line = Line(batch.name, len(batch.ids), tier)
+
+    def work() -> tuple[Line, torch.Tensor]:
+        runner = Runner(options, tier)
+        logits = runner.predict(batch).cpu()
+        runner.step(batch)  # kernels are chosen and AdamW's state made
+        peak = Peak(options.device)
+        runner.step(batch)
+        found = replace(line, peak_mib=peak.over_start() / 2**20)
+        if options.largest and batch.name.isdigit():
+            found = replace(found, largest_rows=largest_rows(options, runner, int(batch.name)))
+        return found, logits
+
+    found: tuple[Line, torch.Tensor] | None = unless_full(work)
+    release_memory()
+    return (replace(line, cannot=OUT_OF_MEMORY), None) if found is None else found
+
+
+def time_together(options: argparse.Namespace, tiers: list[str], batch: Batch) -> dict[str, tuple[float, float]]:
+    """{tier: seconds of a step and of a prediction}, medians of rounds in which the tiers take their turn."""
+    runners = {tier: Runner(options, tier) for tier in tiers}
+    for runner in runners.values():
+        runner.step(batch)
+    seconds: dict[str, list[tuple[float, float]]] = {tier: [] for tier in tiers}
     for _ in range(options.rounds):
+        for tier, runner in runners.items():
+            work = (partial(runner.step, batch), partial(runner.predict, batch))
+            seconds[tier].append((runner.seconds(work[0]), runner.seconds(work[1])))
+    return {
+        tier: (statistics.median(one for one, _ in found), statistics.median(one for _, one in found))
+        for tier, found in seconds.items()
+    }
+
+
+def measure(options: argparse.Namespace, tiers: list[str], batch: Batch, rate: float) -> list[Line]:
+    """A line for each tier: memory one after another, time side by side, or in turn where they do not fit together."""
+    lines, logits = {}, {}
+    for tier in tiers:
+        lines[tier], logits[tier] = measure_alone(options, tier, batch)
+    fit = [tier for tier in tiers if lines[tier].cannot is None]
+    seconds = unless_full(lambda: time_together(options, fit, batch))
+    together = seconds is not None
+    if seconds is None:
+        seconds = {}
         for tier in fit:
-            runner = runners[tier]
-            seconds.setdefault((tier, "step"), []).append(runner.seconds(lambda: runner.step(batch)))  # noqa: B023
-            seconds.setdefault((tier, "predict"), []).append(runner.seconds(lambda: runner.predict(batch)))  # noqa: B023
+            seconds |= unless_full(lambda: time_together(options, [tier], batch)) or {}  # noqa: B023
+            release_memory()
     flops = forward_flops(options.network, batch.lengths)
-    for tier in fit:
-        step, predict = (statistics.median(seconds[tier, work]) for work in ("step", "predict"))
+    for tier, (step, predict) in seconds.items():
         lines[tier] = replace(
-            lines[tier], step_s=step, predict_s=predict, matmul_share=3 * flops / step / rate,
-            difference=float((logits[tier] - logits[options.tiers[0]]).abs().max()),
-        )  # fmt: skip
+            lines[tier], step_s=step, predict_s=predict, matmul_share=3 * flops / step / rate, together=together
+        )
+        first, own = logits[tiers[0]], logits[tier]
+        if first is not None and own is not None:
+            lines[tier] = replace(lines[tier], difference=float((own - first).abs().max()))
     return against_eager(list(lines.values()))
 
 
@@ -167,15 +190,17 @@ def against_eager(lines: list[Line]) -> list[Line]:
 
 def largest_rows(options: argparse.Namespace, runner: Runner, tokens: int) -> int:
     """The most rows of this length in one training step, to an eighth; 0 where not even one fits."""
+
+    def fit(rows: int) -> bool:
+        runner.step(Batch.of("", [tokens] * rows, options.vocabulary, options.device))
+        return True
+
     fits, fails = 0, 0
     tried = 1
     while not fails or fails - fits > max(1, fits // 8):
-        try:
-            runner.step(Batch.of("", [tokens] * tried, options.vocabulary, options.device))
+        if unless_full(partial(fit, tried)):
             fits = tried
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
+        else:
             runner.optimiser.zero_grad()
             release_memory()
             fails = tried
@@ -200,19 +225,6 @@ def arena_lengths(options: argparse.Namespace, rows: int) -> list[int]:
     job, _ = load_job(options.arena, options.tokenizer, head="joint", budget=ARENA_BUDGET)
     drawn = torch.randperm(len(job.lengths), generator=torch.Generator().manual_seed(2))[:rows]
     return [int(job.lengths[row]) for row in drawn.tolist()]
-
-
-def cap_memory(options: argparse.Namespace) -> None:
-    if options.memory_gib is None:
-        return
-    limit = int(options.memory_gib * 2**30)
-    if options.device == "cuda":
-        whole = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole))
-    else:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -245,37 +257,40 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def refusals(options: argparse.Namespace) -> dict[str, str]:
+    """{tier that cannot run here: why}, found on a network of no size."""
+    found: dict[str, str] = {}
+    for tier in options.tiers:
+        try:
+            build(SHAPES["toy"], tier=tier, vocabulary=8, dropout=options.dropout, device=options.device)
+        except ValueError as error:
+            found[tier] = str(error)
+    return found
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     if options.device == "cpu":
         torch.set_num_threads(1)
-    cap_memory(options)
-    runners: dict[str, Runner] = {}
-    refused: dict[str, str] = {}
-    for tier in options.tiers:
-        try:
-            runners[tier] = Runner(options, tier)
-        except ValueError as error:
-            refused[tier] = str(error)
+    cap_memory(options.device, options.memory_gib)
+    lines = [Line("any", 0, tier, cannot=reason) for tier, reason in refusals(options).items()]
+    tiers = [tier for tier in options.tiers if tier not in {one.tier for one in lines}]
     rate = matmul_rate(options.device, options.precision)
     batches = [(length, [length] * max(1, options.tokens // length)) for length in map(int, options.lengths.split(","))]
     named = [(f"{length}", rows) for length, rows in batches]
     if options.arena:
         named.append(("arena", arena_lengths(options, max(2, 2 * options.tokens // ARENA_BUDGET))))
-    lines = [Line("any", 0, tier, cannot=reason) for tier, reason in refused.items()]
     started = time.perf_counter()
     for name, lengths in named:
-        found = measure(options, runners, Batch.of(name, lengths, options.vocabulary, options.device), rate)
-        if options.largest and name.isdigit():
-            found = [replace(one, largest_rows=largest_rows(options, runners[one.tier], int(name))) for one in found]
+        found = measure(options, tiers, Batch.of(name, lengths, options.vocabulary, options.device), rate)
         for one in found:
             print({key: value for key, value in asdict(one).items() if value is not None}, flush=True)
         lines += found
+        if options.json:  # each time: a later length may take the machine with it
+            command = shlex.join(["python", "scripts/bench/deberta.py", *(arguments or sys.argv[1:])])
+            found_all = {"command": command, "matmul_flops": rate, "lines": [asdict(one) for one in lines]}
+            write_json(options.json, "deberta", options, found_all)
     print(f"{time.perf_counter() - started:.0f} s; matmul {rate / 1e9:,.0f} GFLOP/s in {options.precision}")
-    if options.json:
-        command = shlex.join(["python", "scripts/bench/deberta.py", *(arguments or sys.argv[1:])])
-        found_all = {"command": command, "matmul_flops": rate, "lines": [asdict(one) for one in lines]}
-        write_json(options.json, "deberta", options, found_all)
 
 
 if __name__ == "__main__":

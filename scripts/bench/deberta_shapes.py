@@ -1,4 +1,4 @@
-"""The DeBERTa networks of the attention benchmark: v3 shapes with random weights, their work, and who computes it."""
+"""The DeBERTa networks of the attention benchmark: v3 shapes, random weights; their batches, work and makers."""
 
 from __future__ import annotations
 
@@ -32,6 +32,24 @@ SHAPES = {
     "toy": Shape(2, 32), "xsmall": Shape(12, 384), "small": Shape(6, 768), "base": Shape(12, 768),
     "large": Shape(24, 1024),
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Batch:
+    name: str
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+    @classmethod
+    def of(cls, name: str, lengths: list[int], vocabulary: int, device: str) -> Batch:
+        generator = torch.Generator().manual_seed(1)
+        ids = torch.randint(1, vocabulary, (len(lengths), max(lengths)), generator=generator)
+        mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+        return cls(name, (ids * mask).to(device), mask.long().to(device))
+
+    @property
+    def lengths(self) -> list[int]:
+        return self.mask.sum(1).tolist()
 
 
 def build(shape: Shape, *, tier: str, vocabulary: int, dropout: float, device: str) -> nn.Module:
@@ -74,3 +92,17 @@ def forward_flops(shape: Shape, lengths: list[int]) -> float:
     attention = sum(2 * 2 * one * one * shape.hidden for one in lengths)
     project = 2 * 2 * min(2 * max(lengths) - 1, 512) * shape.hidden * shape.hidden
     return float(shape.layers * (linear + table + attention + project))
+
+
+def cap_memory(device: str, gib: float | None) -> None:
+    """No more than so much for this process, to stand for a smaller machine; None: all there is."""
+    if gib is None:
+        return
+    limit = int(gib * 2**30)
+    if device == "cuda":
+        whole = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole))
+    else:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
