@@ -67,11 +67,13 @@ def save_classifier(classifier: Any, folder: Path, *, task: str, method: str) ->
 
 
 def load_classifier(
-    folder: Path, *, task: str | None = None, labels: Sequence[str] | None = None, base: str | None = None
-) -> Any:
+    folder: Path, *, task: str | None = None, labels: Sequence[str] | None = None, base: str | None = None,
+    attention: str = "auto",
+) -> Any:  # fmt: skip
     """The classifier of a checkpoint folder. task, labels: what it must be for; None takes any, see read_identity.
 
     base: where an adapter's base model is now; None: where it was in training. Other methods need none.
+    attention: of an encoder, see load_encoder.
 
     Raises ValueError for another task or label order, or a method that this version does not know.
     """
@@ -80,11 +82,11 @@ def load_classifier(
     if method == "encoder" and identity["task"] == "arena":
         from infer.encoder import EncoderClassifier
 
-        return EncoderClassifier.load(folder)
+        return EncoderClassifier.load(folder, attention=attention)
     if method == "encoder":
         from infer.trained_text_encoder import TextEncoderClassifier
 
-        return TextEncoderClassifier.load(folder)
+        return TextEncoderClassifier.load(folder, attention=attention)
     if method == "adapter":
         from infer.adapter import AdapterClassifier
 

@@ -136,8 +136,11 @@ class EncoderClassifier:
         )
 
     @classmethod
-    def load(cls, folder: Path) -> EncoderClassifier:
-        """The classifier of a checkpoint folder; needs nothing outside it. Raises ValueError, see read_identity."""
+    def load(cls, folder: Path, *, attention: str = "auto") -> EncoderClassifier:
+        """The classifier of a checkpoint folder, to predict with; needs nothing outside it.
+
+        Raises ValueError, see read_identity.
+        """
         from safetensors.torch import load_file
 
         identity = read_identity(folder, task="arena", labels=LABELS)
@@ -150,7 +153,8 @@ class EncoderClassifier:
             budget_tokens=identity["budget_tokens"],
             prompt_share=identity["prompt_share"],
         )
-        model = build_model(load_encoder(str(folder), whole=True), identity["head"], scale)
+        encoder = load_encoder(str(folder), whole=True, attention=attention, training=False)
+        model = build_model(encoder, identity["head"], scale)
         if model.siamese is not None:
             model.siamese.load_state_dict(load_file(folder / HEAD_FILE))
         return cls(model, tokenizer, reader, scale, tta=identity["tta"], base=identity["base"])

@@ -90,7 +90,8 @@ def predict(checkpoint: Path, rows: list[ArenaRow], settings: Settings, cache: P
     """One checkpoint's table of the rows. cache: the folder that keeps their tokens for the next checkpoint."""
     # An adapter's base may stand elsewhere than in training: the run's settings say where.
     base = settings.model.name if settings.method.name == "adapter" else None
-    classifier = load_classifier(checkpoint, task="arena", labels=LABELS, base=base)
+    attention = settings.encoder.attention if settings.method.name == "encoder" else "auto"
+    classifier = load_classifier(checkpoint, task="arena", labels=LABELS, base=base, attention=attention)
     other = np.zeros(len(rows), dtype=np.float32)
     if settings.method.name == "adapter":
         probs, other, _ = classifier.predict(rows)

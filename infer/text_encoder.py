@@ -93,10 +93,12 @@ def load_text_encoder(settings: Settings) -> TextEncoderReader:
     source, labels = resolve_model(settings.model.name), list(settings.question.labels)
     owners = owners_of(source, labels, settings.encoder.labels)
     engine = settings.engine
+    network = load_text_network(
+        source, allow_pickle=settings.encoder.allow_pickle, attention=settings.encoder.attention
+    )  # fmt: skip
     reader = TextEncoderReader(
-        load_text_network(source, allow_pickle=settings.encoder.allow_pickle), load_tokenizer(source, newlines=False),
-        labels, owners, precision=engine.precision, max_tokens=engine.max_tokens, budget_tokens=engine.budget_tokens,
-        identity=identify_text_encoder(settings),
+        network, load_tokenizer(source, newlines=False), labels, owners, precision=engine.precision,
+        max_tokens=engine.max_tokens, budget_tokens=engine.budget_tokens, identity=identify_text_encoder(settings),
     )  # fmt: skip
     log.info(f"{settings.model.name}: {reader.said()}")
     return reader

@@ -51,7 +51,7 @@ class TextEncoderClassifier:
     @classmethod
     def load(
         cls, folder: Path, *, precision: str | None = None, max_tokens: int | None = None,
-        budget_tokens: int | None = None,
+        budget_tokens: int | None = None, attention: str = "auto",
     ) -> Self:  # fmt: skip
         """The classifier of a checkpoint folder; needs nothing outside it. None: as it was trained.
 
@@ -61,7 +61,8 @@ class TextEncoderClassifier:
         check_trained(folder, identity)
         labels = identity["labels"]
         reader = TextEncoderReader(
-            load_text_network(str(folder)), load_tokenizer(folder, newlines=False), labels, range(len(labels)),
+            load_text_network(str(folder), attention=attention), load_tokenizer(folder, newlines=False), labels,
+            range(len(labels)),
             precision=precision or precision_here(identity["precision"]),
             max_tokens=max_tokens or identity["max_tokens"], budget_tokens=budget_tokens,
         )  # fmt: skip
@@ -94,7 +95,11 @@ def load_trained_reader(settings: Settings) -> TrainedReader:
     precision = None if engine.precision == "auto" else engine.precision
     classifiers = [
         TextEncoderClassifier.load(
-            one, precision=precision, max_tokens=engine.max_tokens, budget_tokens=engine.budget_tokens
+            one,
+            precision=precision,
+            max_tokens=engine.max_tokens,
+            budget_tokens=engine.budget_tokens,
+            attention=settings.encoder.attention,
         )
         for one in folders
     ]

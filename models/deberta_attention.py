@@ -54,10 +54,12 @@ def resolve_attention(asked: str, *, device: str, capability: tuple[int, int] | 
     return "flex"
 
 
-def use_attention(network: nn.Module, asked: str) -> str | None:
+def use_attention(network: nn.Module, asked: str, *, training: bool = True) -> str | None:
     """Give every DeBERTa encoder inside `network` the attention asked for; the log line, None where there is none.
 
-    asked: auto, eager, sdpa or flex. Raises ValueError, see `resolve_attention`.
+    asked: auto, eager, sdpa or flex. training: false where nothing will ever be dropped.
+
+    Raises ValueError, see `resolve_attention`.
     """
     encoders = [one for one in network.modules() if isinstance(one, DebertaV2Encoder)]
     if not encoders:
@@ -66,7 +68,7 @@ def use_attention(network: nn.Module, asked: str) -> str | None:
     layers: Any = encoders[0].layer
     dropout = float(layers[0].attention.self.dropout.p)
     tier = resolve_attention(
-        asked, device="cuda" if on_gpu else "cpu", dropout=dropout,
+        asked, device="cuda" if on_gpu else "cpu", dropout=dropout if training else 0.0,
         capability=torch.cuda.get_device_capability() if on_gpu else None,
     )  # fmt: skip
     for encoder in encoders:
@@ -112,7 +114,9 @@ class TieredSelfAttention(DisentangledSelfAttention):
                 hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings
             )
         how = replace(attention_mask, scale=self.scale)
-        if not isinstance(how, Packed):
+        if isinstance(how, Packed):
+            assert not (self.training and self.dropout.p > 0), f"flex drops nothing, and {self.dropout.p} is asked for"
+        else:
             how = replace(how, dropout=self.dropout.p if self.training else 0.0)
         shape = hidden_states.shape
         split = (*(shape[:2] if isinstance(how, Masked) else (-1,)), self.num_attention_heads, self.attention_head_size)

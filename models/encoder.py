@@ -123,7 +123,7 @@ def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
 
 def load_encoder(
     source: str, *, labels: Sequence[str] | None = LABELS, dropout: float | None = None, vocab_size: int | None = None,
-    whole: bool = False, attention: str = "auto", allow_pickle: bool = False,
+    whole: bool = False, attention: str = "auto", allow_pickle: bool = False, training: bool = True,
 ) -> nn.Module:  # fmt: skip
     """A sequence-classification network with an output for each label, named after it, weights in float32.
 
@@ -132,6 +132,7 @@ def load_encoder(
     vocab_size: grows the embedding where the tokenizer has more tokens than it has rows (never shrinks it).
     whole: the head must be in the file too, as in a checkpoint of ours.
     attention: of a DeBERTa, see models.deberta_attention; other networks have transformers' own.
+    training: false where it only predicts: an attention that cannot drop probabilities will do.
     allow_pickle: take a pickle of tensors alone (weights_only) where there are no safetensors.
     Raises ValueError where weights below the head are missing: they would be random, without a word; and for an
     attention that cannot run here. FileNotFoundError where there are no weights that may be read.
@@ -189,7 +190,7 @@ def load_encoder(
     if is_deberta:
         from models.deberta_attention import use_attention  # here: it imports transformers' DeBERTa
 
-        log.info(use_attention(encoder, attention))
+        log.info(use_attention(encoder, attention, training=training))
     return encoder
 
 

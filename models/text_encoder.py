@@ -112,9 +112,11 @@ def longest_text(model: nn.Module, tokenizer: Any, asked: int | None = None) -> 
     return min(bounds, default=USUAL_TOKENS)
 
 
-def load_text_network(source: str, *, allow_pickle: bool = False) -> TextNetwork:
-    """The network of a checkpoint in float32, head and all. Raises what load_encoder raises."""
-    encoder = load_encoder(source, labels=None, whole=True, allow_pickle=allow_pickle)
+def load_text_network(source: str, *, allow_pickle: bool = False, attention: str = "auto") -> TextNetwork:
+    """The network of a checkpoint in float32, head and all, to predict with. Raises what load_encoder raises."""
+    encoder = load_encoder(
+        source, labels=None, whole=True, allow_pickle=allow_pickle, attention=attention, training=False
+    )
     beside = Path(source) / MEAN_FILE
     if not beside.is_file():
         return TextNetwork(encoder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,6 +61,15 @@ def test_a_query_that_may_read_nothing_has_the_gradients_of_transformers(
         grads = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
         found.append((outputs.detach(), grads | {"hidden": hidden.grad}))
     assert_alike(*found, EXACT)
+
+
+def test_the_attention_asked_for_reaches_a_network_that_predicts(tmp_path: Path) -> None:
+    from models.text_encoder import load_text_network
+
+    network(dtype=torch.float32).save_pretrained(tmp_path)
+    found = {asked: load_text_network(str(tmp_path), attention=asked).encoder.deberta for asked in ("auto", "eager")}
+    assert type(found["auto"].encoder) is not type(found["eager"].encoder)
+    assert type(found["eager"].encoder).__name__ == "DebertaV2Encoder"
 
 
 class Paddings(TorchDispatchMode):
