@@ -88,7 +88,8 @@ def train_fold(settings: Settings, data: FoldData, fold: int, folder: Path) -> N
         save_classifier(classifier, folder / "checkpoint", task=settings.task.name, method=settings.method.name)
     wait_for_all()
     held = data.heldout(fold)
-    classifier = load_classifier(folder / "checkpoint", attention=settings.encoder.attention)
+    attention = getattr(settings.model, "attention", "auto")  # language models have none
+    classifier = load_classifier(folder / "checkpoint", attention=attention)
     probs, other, disagreement = predict_heldout(settings, classifier, data, held)
     if is_main():
         table = data.predictions(held, probs, fold, other)
