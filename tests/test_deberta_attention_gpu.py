@@ -9,21 +9,13 @@ import torch
 from test_deberta_attention import KINDS, assert_alike, network, padding, read
 
 pytestmark = [
+    pytest.mark.usefixtures("exact_float32"),
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine"),
 ]
 WIDE: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 2, "position_buckets": 256}
 HAS_FLEX = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 TIERS = ["sdpa", pytest.param("flex", marks=pytest.mark.skipif(not HAS_FLEX, reason="flex needs sm_80"))]
-
-
-@pytest.fixture(autouse=True)
-def exact_float32():
-    """TF32 would round float32 products to 11 bits."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

@@ -14,20 +14,12 @@ from infer.engine import Engine
 from models.answer_tree import build_tree
 
 pytestmark = [
+    pytest.mark.usefixtures("exact_float32"),
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine"),
 ]
 # Half precision has 11 or 8 bits: logits of these tiny models are right to about 0.05 and 0.3 nats.
 HALF = [(torch.float16, 0.1), (torch.bfloat16, 0.6)]
-
-
-@pytest.fixture(autouse=True)
-def exact_float32():
-    """TF32 would round float32 products to 11 bits."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
