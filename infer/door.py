@@ -30,6 +30,7 @@ from infer.overrides import (
     unknown_override,
 )
 from infer.ranks import rank, world_size
+from infer.stopping import Stopped, listen, set_time_budget
 from models.choices import one_of
 from models.settings import Settings
 
@@ -50,6 +51,7 @@ def open_door(run: Callable[[Settings], Any]) -> None:
             )
         sys.exit(2)
 
+    listen()
     written = sys.argv
     refuse_unknown_overrides(written[1:])
 
@@ -57,7 +59,13 @@ def open_door(run: Callable[[Settings], Any]) -> None:
     def compose(cfg: DictConfig) -> None:
         sys.argv = written  # a run's record shows the command as it was given
         try:
-            run(to_settings(cfg, sweep_name()))
+            settings = to_settings(cfg, sweep_name())
+            set_time_budget(settings.time_budget_minutes)
+            run(settings)
+        except Stopped as stopped:
+            if rank() == 0:
+                print(indented(str(stopped)), file=sys.stderr)
+            sys.exit(stopped.exit_code)
         except (ValueError, OSError, ImportError, MemoryError) as error:
             if os.environ.get("TIEBREAK_TRACEBACK"):
                 traceback.print_exc()

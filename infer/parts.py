@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -28,6 +26,7 @@ import pandas as pd
 
 from infer.files import UTF8_MARK, csv_bytes, for_spreadsheet, table_kind, write_json
 from infer.identity import as_json, differences, identity_in
+from infer.locks import hold
 from infer.ranks import rank, world_size
 from models.tasks.files import write_atomically
 
@@ -136,7 +135,10 @@ class Parts:
             self._refuse_foreign_output()
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.output.parent).close()  # the parts' folder may be older than a lost right
-            self._lock = _lock(self.folder, self.output)
+            self._lock = hold(
+                self.folder / "lock",
+                f"output={self.output} is being written by another run. Wait for it, stop it, or name another output.",
+            )
             self._take_folder()
         except OSError as error:
             self.close()
@@ -231,27 +233,6 @@ def _write_csv(path: Path, tables: Iterator[pa.Table], schema: pa.Schema, *, spr
 
 def _frame(table: pa.Table) -> pd.DataFrame:
     return table.to_pandas(integer_object_nulls=True)  # else 3 beside an empty cell becomes 3.0
-
-
-def _lock(folder: Path, output: Path) -> IO[str]:
-    """Holds the folder until the file is closed or the process ends, however it ends. No lock on Windows."""
-    path = folder / "lock"
-    stream = path.open("a")
-    if sys.platform == "win32":
-        return stream
-    import fcntl
-
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Between open and flock the other run may have merged and removed what is now locked.
-        if not os.path.samestat(os.fstat(stream.fileno()), path.stat()):
-            raise FileNotFoundError(path)
-    except (BlockingIOError, FileNotFoundError):
-        stream.close()
-        raise ValueError(
-            f"output={output} is being written by another run. Wait for it, stop it, or name another output."
-        ) from None
-    return stream
 
 
 def _remove(folder: Path) -> None:

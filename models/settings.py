@@ -143,6 +143,7 @@ class Settings:
     output: str | None  # task text: the table that python -m infer writes
     spreadsheet: bool  # task text: the CSV is for one, so no cell of it may become a formula
     report: bool  # report.html of a finished run or table, and its figures as PNGs
+    time_budget_minutes: float | None  # from the command's start; stops in time to save and to deliver an answer
     doctor: bool  # print what the run would do, and stop
     explore: bool  # python -m train: a page of exploratory figures of the labelled rows, and stop
     task: TaskSettings
@@ -219,9 +220,10 @@ class Settings:
 # Keys that may change between two launches of one run: they say where, how much of it, or how fast, never what. Only
 # dropout draws otherwise after trainer.budget_tokens or model.attention changed, as it does with another seed.
 FREE_KEYS = {
-    "run_dir", "doctor", "explore", "report", "folds.only", "folds.file", "task.test_csv", "task.sample_csv",
-    "blend.runs", "trainer.budget_tokens", "trainer.predict_batch_rows", "trainer.workers", "trainer.saves_per_eval",
-    "out_dir", "output", "track.wandb", "track.project", "engine.budget_tokens", "generation.batch_rows",
+    "run_dir", "doctor", "explore", "report", "time_budget_minutes", "folds.only", "folds.file", "task.test_csv",
+    "task.sample_csv", "blend.runs", "trainer.budget_tokens", "trainer.predict_batch_rows", "trainer.workers",
+    "trainer.saves_per_eval", "out_dir", "output", "track.wandb", "track.project", "engine.budget_tokens",
+    "generation.batch_rows",
     "endpoint.url", "endpoint.key_variable", "endpoint.workers", "endpoint.timeout_s", "endpoint.attempts",
     "endpoint.stop_after", "compare.ways", "compare.only", "compare.per_class", "compare.test_share", "compare.learn",
     "compare.way", "model.attention",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,33 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # the rename itself is on disk only after its folder is; Windows cannot open a folder
+        _flush(path.parent)
+
+
+@contextmanager
+def write_folder_atomically(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; it takes the place of `path` when the block ends without error.
+
+    When the block raises, the temporary folder is removed and whatever stood at `path` is untouched. A kill between
+    the two renames of a replacement leaves the older folder under its temporary name: make it again.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
+    older = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for inside in [*temporary.rglob("*"), temporary]:
+            if inside.is_file() or os.name == "posix":
+                _flush(inside)
+        if path.exists():
+            os.replace(path, older)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(older, ignore_errors=True)
+    if os.name == "posix":
         _flush(path.parent)
 
 

@@ -1,0 +1,37 @@
+"""One run at a time in a folder: a lock that the kernel lets go of however the process ends. Knows files only."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import IO
+
+# Network file systems without locks: better unguarded than not at all.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+def hold(path: Path, taken: str) -> IO[str]:
+    """Holds the lock file until what is returned is closed or the process ends, however it ends. None on Windows.
+
+    taken: the sentence of the ValueError where another process holds it.
+    """
+    stream = path.open("a")
+    if sys.platform == "win32":
+        return stream
+    import fcntl
+
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Between open and flock the other run may have finished and removed what is now locked.
+        if not os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+            raise FileNotFoundError(path)
+    except (BlockingIOError, FileNotFoundError):
+        stream.close()
+        raise ValueError(taken) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            stream.close()
+            raise
+    return stream

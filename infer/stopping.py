@@ -1,0 +1,90 @@
+"""When a run ends before its work is done: a signal from outside, or the end of its time budget.
+
+SIGTERM (a spot machine, a notebook's time-out) and SIGINT (Ctrl-C) raise Stopped where the process stands: what is in
+its place is whole, and what was being written goes. Inside `finishing_steps` they wait: the loop asks `asked_to_stop`
+between its steps, saves, and raises Stopped itself. A second signal, AGAIN_S after the first, waits for nothing.
+
+Knows signals and clocks; never what a step is.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+AGAIN_S = 3.0  # launchers repeat a signal at once to their processes: sooner than this it is the same wish
+SIGNAL_CODE = 128  # exit code of a run that a signal stopped: 128 + its number, as shells have it
+
+_started = time.monotonic()  # of this process, as far as its clock is ours
+_state: dict[str, float | int | None] = {"signal": None, "at": 0.0, "steps": 0, "deadline": None}
+
+
+class Stopped(BaseException):
+    """The run was told to stop and has saved what it had. Not an Exception: nobody may take it for a failed row.
+
+    signal_number: 15 or 2. done: a sentence on what is saved and how to go on.
+    """
+
+    def __init__(self, signal_number: int, done: str = "") -> None:
+        self.signal_number = signal_number
+        self.exit_code = SIGNAL_CODE + signal_number
+        said = f"Stopped by {signal.Signals(signal_number).name}"
+        super().__init__(f"{said}: {done}" if done else f"{said}. The same command goes on.")
+
+
+def listen() -> None:
+    """Take SIGTERM and SIGINT from here on; in the main thread only, where Python delivers them."""
+    if threading.current_thread() is threading.main_thread():
+        for one in SIGNALS:
+            signal.signal(one, _received)
+
+
+def asked_to_stop() -> int | None:
+    """The number of the signal that was received, None without one. For loops inside `finishing_steps`."""
+    found = _state["signal"]
+    return None if found is None else int(found)
+
+
+@contextmanager
+def finishing_steps() -> Iterator[None]:
+    """Signals wait in this block; one that nobody has answered by its end is raised there."""
+    _state["steps"] = int(_state["steps"] or 0) + 1
+    try:
+        yield
+    finally:
+        _state["steps"] = int(_state["steps"] or 0) - 1
+    number = asked_to_stop()
+    if number is not None and not _state["steps"]:
+        raise Stopped(number)
+
+
+def set_time_budget(minutes: float | None) -> None:
+    """The run is to be over so many minutes after its process started; None: whenever it is."""
+    _state["deadline"] = None if minutes is None else _started + 60 * minutes
+
+
+def time_left_s() -> float:
+    """Seconds until the time budget is spent, negative after; infinity without a budget."""
+    deadline = _state["deadline"]
+    return float("inf") if deadline is None else deadline - time.monotonic()
+
+
+def forget() -> None:
+    """As in a new process: no signal received, no budget. For one process that makes several runs."""
+    global _started
+    _started = time.monotonic()
+    _state.update(signal=None, at=0.0, steps=0, deadline=None)
+
+
+def _received(number: int, frame: FrameType | None) -> None:
+    first = _state["signal"] is None
+    again = not first and time.monotonic() - float(_state["at"] or 0.0) > AGAIN_S
+    if first:
+        _state.update(signal=number, at=time.monotonic())
+    if again or (first and not _state["steps"]):
+        raise Stopped(number)
