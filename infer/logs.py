@@ -19,6 +19,8 @@ def open_log(path: Path | None, *, main: bool) -> logging.Logger:
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
+    # It misses an optional kernel of the hub; nothing that whoever reads our lines can act on.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     log.propagate = False
     log.setLevel(logging.INFO if main else logging.ERROR)
     screen = logging.StreamHandler(sys.stdout if main else sys.stderr)
