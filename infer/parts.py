@@ -13,7 +13,6 @@ schema and files; never what a column means.
 from __future__ import annotations
 
 import gzip
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,13 +26,12 @@ import pandas as pd
 from infer.files import UTF8_MARK, csv_bytes, for_spreadsheet, table_kind, write_json
 from infer.identity import as_json, differences, identity_in
 from infer.locks import hold
+from infer.part_files import is_whole, part_frame, read_extras, read_part, write_part
 from infer.ranks import rank, world_size
 from models.tasks.files import write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-EXTRAS_KEY = b"tiebreak"
 
 
 class Parts:
@@ -78,37 +76,25 @@ class Parts:
 
     def done(self, number: int) -> bool:
         """True where the part is there, whole and of this schema."""
-        try:
-            return self._read(number).schema.equals(self.schema)
-        except _read_errors():
-            return False
+        return is_whole(self._path(number), self.schema)
 
     def write(self, number: int, frame: pd.DataFrame, extras: Mapping[str, Any] | None = None) -> None:
         """Puts a finished chunk in its place. frame: the schema's columns in any order; NaN and None are empty cells.
 
         extras: small JSON values kept beside it. pyarrow refuses a cell that the schema cannot hold.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        assert sorted(frame.columns) == sorted(self.schema.names), (list(frame.columns), self.schema.names)
-        table = pa.Table.from_pandas(frame, schema=self.schema, preserve_index=False)
-        table = table.replace_schema_metadata({EXTRAS_KEY: json.dumps(dict(extras or {}), allow_nan=False)})
-        with write_atomically(self._path(number)) as temporary:
-            pq.write_table(table, temporary, write_page_checksum=True)
+        write_part(self._path(number), frame, self.schema, extras or {})
 
     def extras(self, count: int) -> list[dict[str, Any]]:
         """What was kept beside each of the first `count` chunks, in their order."""
-        import pyarrow.parquet as pq
-
         self._refuse_missing(count)
-        return [json.loads(pq.read_schema(self._path(number)).metadata[EXTRAS_KEY]) for number in range(count)]
+        return [read_extras(self._path(number)) for number in range(count)]
 
     def frames(self, count: int, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
         """The first `count` chunks in their order, one in memory at a time; columns: only these."""
         self._refuse_missing(count)
         for number in range(count):
-            yield _frame(self._read(number, columns))
+            yield part_frame(read_part(self._path(number), columns))
 
     def merge(self, count: int, record: Mapping[str, Any]) -> None:
         """Writes the table of all `count` chunks, then the record with the identity, and removes the parts.
@@ -118,7 +104,7 @@ class Parts:
         assert self._lock is not None, "only the process that holds the lock may merge"
         assert "identity" not in record, record["identity"]
         self._refuse_missing(count)
-        tables = (self._read(number) for number in range(count))
+        tables = (read_part(self._path(number)) for number in range(count))
         with write_atomically(self.output) as temporary:
             if self.kind == "parquet":
                 _write_parquet(temporary, tables, self.schema)
@@ -181,12 +167,6 @@ class Parts:
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.parquet"
 
-    def _read(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(self._path(number), page_checksum_verification=True) as file:
-            return file.read(columns=None if columns is None else list(columns)).replace_schema_metadata(None)
-
     def _refuse_missing(self, count: int) -> None:
         missing = [number for number in range(count) if not self._path(number).is_file()]
         if missing:
@@ -226,13 +206,9 @@ def _write_csv(path: Path, tables: Iterator[pa.Table], schema: pa.Schema, *, spr
         packing = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if path.suffix == ".gz" else nullcontext(file)
         with packing as out:
             out.write(UTF8_MARK if spreadsheet else b"")
-            out.write(csv_bytes(shaped(_frame(schema.empty_table()))))
+            out.write(csv_bytes(shaped(part_frame(schema.empty_table()))))
             for table in tables:
-                out.write(csv_bytes(shaped(_frame(table)), header=False))
-
-
-def _frame(table: pa.Table) -> pd.DataFrame:
-    return table.to_pandas(integer_object_nulls=True)  # else 3 beside an empty cell becomes 3.0
+                out.write(csv_bytes(shaped(part_frame(table)), header=False))
 
 
 def _remove(folder: Path) -> None:
@@ -244,9 +220,3 @@ def _remove(folder: Path) -> None:
 
 def _beside(output: Path, ending: str) -> Path:
     return output.with_name(output.name + ending)
-
-
-def _read_errors() -> tuple[type[Exception], ...]:
-    import pyarrow as pa
-
-    return (OSError, pa.ArrowException)  # ours for a missing file and a bad checksum, pyarrow's for a torn one

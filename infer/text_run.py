@@ -12,42 +12,37 @@ score). What can be refused is refused before the model is loaded. Knows the ord
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from infer.answer_calibration import FEWEST_ROWS
 from infer.answer_notes import report_answers
-from infer.calibrator import Calibrator, load_calibrator
-from infer.chunked import P, fill_parts, kept_strays, open_parts, part_schema, probability_columns, probability_frame
+from infer.calibrator import load_calibrator
+from infer.chunked import P, fill_parts, open_parts, probability_columns
 from infer.cutoffs import Cutoff, holds_cutoff, read_cutoff
 from infer.files import read_json
 from infer.identity import input_identity
-from infer.label_reader import LabelReading
 from infer.logs import log, open_log
 from infer.parts import Parts, finished
 from infer.ranks import from_main, is_main, wait_for_all
-from infer.readers import Reader, asked_fields, identify, load_reader, reader_kind, rotates
+from infer.readers import Reader, asked_fields, identify, reader_kind, rotates
 from infer.reasoning_notes import report_reasoning
 from infer.table_summary import report, summarise, summary_columns
 from infer.text_files import (
     LABELS_FILE,
     PLAIN_STEM,
     beside,
-    kept_notes,
     notes_file,
     write_labels,
     write_notes,
 )
+from infer.text_reading import TextReading
 from infer.thresholds import Decision, read_decision
 from models.engine_settings import LEARNT_CALIBRATORS
 from models.kind_settings import SkillsTask
 from models.settings import Settings
 from models.tasks.skills import open_task_rows
-from models.tasks.text import LABEL_COLUMN, RowSource, Survey, TextRow
+from models.tasks.text import RowSource, Survey
 
 PAGE_ROWS = 100_000  # of a table that gets a page by itself: ten seconds
 
@@ -69,13 +64,13 @@ def run_texts(settings: Settings, *, watch: Callable[[Reader], Reader] | None = 
             "on, where it is surer than on new ones. Give other labelled rows: the run has its own temperature."
         )
     if calibrator is not None and reader_kind(settings) == "label":
-        # the prompt's mark needs the tokenizer: _Reading checks it again, whole
+        # the prompt's mark needs the tokenizer: TextReading checks it again, whole
         prompt = {key: value for key, value in calibrator.identity.items() if key == "prompt_sha256"}
         calibrator.check(labels=source.labels, identity={**identity["model"], **prompt})
     if from_main(is_main() and finished(output, identity)):
         log.info(f"{output} is finished already")
     else:
-        _read_all(_Reading(settings, source, calibrator, decision, watch), output, identity)
+        _read_all(TextReading(settings, source, calibrator, decision, watch), output, identity)
     if is_main():
         if seen:
             log.info(
@@ -174,53 +169,7 @@ def run_identity(settings: Settings, source: RowSource) -> dict[str, Any]:
     return identity
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """What is done with a chunk of rows, and with the model before the first."""
-
-    settings: Settings
-    source: RowSource
-    calibrator: Calibrator | None
-    decision: Decision | Cutoff | None
-    watch: Callable[[Reader], Reader] | None = None
-
-    def load(self) -> Reader:
-        reader = load_reader(self.settings)
-        reader = reader if self.watch is None else self.watch(reader)
-        if self.calibrator is not None:
-            self.calibrator.check(labels=self.source.labels, identity=reader.identity)
-        return reader
-
-    def read(self, reader: Reader, number: int, chunk: Sequence[TextRow]) -> tuple[pd.DataFrame, dict[str, Any]]:
-        labels = self.source.labels
-        reading = self._in_columns(reader.read([row.fields for row in chunk], names=[row.place for row in chunk]))
-        probs = reading.probs()
-        if self.calibrator is not None:
-            answered = np.isfinite(probs).all(axis=1)
-            probs[answered] = self.calibrator.apply(reading.log_probs[answered])
-        frame = pd.concat([self._named(chunk), probability_frame(reading, labels, probs, self.decision)], axis=1)
-        first = _of_the_reader(reader) if number == 0 else {}
-        return frame, {"strays": kept_strays(reading), **kept_notes(reading, chunk), **first}
-
-    def _in_columns(self, reading: LabelReading) -> LabelReading:
-        """The reading with a spread where the table has its column, and none where it has not."""
-        if not rotates(self.settings):
-            return replace(reading, spread=None)
-        return reading if reading.spread is not None else replace(reading, spread=np.full(len(reading.other), np.nan))
-
-    def schema(self) -> Any:
-        strings = ["id", *([LABEL_COLUMN] if self.source.label_column else []), *self.source.keep_columns]
-        return part_schema(strings, probability_columns(self.source.labels, spread=rotates(self.settings)))
-
-    def _named(self, chunk: Sequence[TextRow]) -> pd.DataFrame:
-        columns: dict[str, Any] = {"id": [row.id for row in chunk]}
-        if self.source.label_column:
-            columns[LABEL_COLUMN] = [row.label for row in chunk]
-        columns |= {column: [row.kept[column] for row in chunk] for column in self.source.keep_columns}
-        return pd.DataFrame(columns, dtype=object)
-
-
-def _read_all(reading: _Reading, output: Path, identity: Mapping[str, Any]) -> None:
+def _read_all(reading: TextReading, output: Path, identity: Mapping[str, Any]) -> None:
     source = reading.source
     with open_parts(output, identity, reading.schema()) as parts:
         survey = _surveyed(reading.settings, source)
@@ -230,7 +179,7 @@ def _read_all(reading: _Reading, output: Path, identity: Mapping[str, Any]) -> N
     wait_for_all()
 
 
-def _finish(reading: _Reading, parts: Parts, count: int) -> None:
+def _finish(reading: TextReading, parts: Parts, count: int) -> None:
     """The files beside the table, its record, and last the table: the record says that all of them are there."""
     source, settings, output = reading.source, reading.settings, parts.output
     extras = parts.extras(count)
@@ -287,14 +236,3 @@ def _refuse_told_labels(source: RowSource) -> None:
             f"task.keep_columns names '{taken[0]}': a column that begins with {P} is a label's probability in the "
             "output. Rename it, or leave it out."
         )
-
-
-def _of_the_reader(reader: Reader) -> dict[str, Any]:
-    """What calibrators need to know of the model and the prompt; None for answers that are not finite."""
-    asked: dict[str, np.ndarray] = {}
-    if hasattr(reader, "read_content_free"):
-        asked["content_free"] = reader.read_content_free()
-    if hasattr(reader, "read_premise"):
-        asked["premise"] = reader.read_premise()
-    answers = {name: found.tolist() if np.isfinite(found).all() else None for name, found in asked.items()}
-    return {"reader": reader.identity, **answers}
