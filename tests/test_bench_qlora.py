@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from models.causal import keep_unpacked
+
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts" / "bench"))
 arithmetic = importlib.import_module("qlora_arithmetic")
 bench = importlib.import_module("qlora")
@@ -63,12 +65,14 @@ def test_a_made_model_is_what_transformers_loads_in_four_bits(tmp_path: Path) ->
     ]
     for mark in ("is_quantized", "is_loaded_in_4bit", "quantization_method"):
         assert getattr(made, mark) == getattr(loaded, mark)
+    keep_unpacked(loaded)  # a CPU with bfloat16 instructions would re-pack its layers, and fails at this size (trap T3)
     # The same seed drew both, so that what is between them is the rounding to four bits.
     ids = torch.arange(20)[None]
     with torch.no_grad():
-        apart = (made(input_ids=ids).logits - plain(input_ids=ids).logits).std()
+        wanted = plain(input_ids=ids).logits
+        apart = (made(input_ids=ids).logits - wanted).std() / wanted.std()
         same = (made(input_ids=ids).logits - loaded(input_ids=ids).logits).abs().max()
-    assert 0.01 < float(apart) < 0.6
+    assert 0.01 < float(apart) < 1.0  # of two networks without anything in common: 1.4
     assert float(same) < 1e-5
 
 
