@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import IO
 
+from models.tasks.disk import told_by_disk
+
 # Network file systems without locks: better unguarded than not at all.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
@@ -17,7 +19,8 @@ def hold(path: Path, taken: str) -> IO[str]:
 
     taken: the sentence of the ValueError where another process holds it.
     """
-    stream = path.open("a")
+    with told_by_disk(path):
+        stream = path.open("a")
     if sys.platform == "win32":
         return stream
     import fcntl

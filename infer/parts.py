@@ -28,6 +28,7 @@ from infer.identity import as_json, differences, identity_in
 from infer.locks import hold
 from infer.part_files import is_whole, part_frame, read_extras, read_part, write_part
 from infer.ranks import rank, world_size
+from models.tasks.disk import DiskError
 from models.tasks.files import write_atomically
 
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ class Parts:
             self._take_folder()
         except OSError as error:
             self.close()
+            if isinstance(error, DiskError):
+                raise
             raise ValueError(
                 f"output={self.output} cannot be written: {error.strerror or error} ({error.filename or self.folder}). "
                 "Give a file in a folder that you can write to."

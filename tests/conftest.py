@@ -142,15 +142,20 @@ def compose(*overrides: str):
 
 def tiny_run(folder: Path, encoder: str, *overrides: str, rows: int = 48):
     """Settings of a run of a few seconds: tiny network, learnable rows, two folds."""
+    return compose(*tiny_arguments(folder, encoder, rows=rows), *overrides)
+
+
+def tiny_arguments(folder: Path, encoder: str, *, rows: int = 48) -> list[str]:
+    """The command line of that run, its rows written into the folder."""
     data = folder / "train.csv"
     if not data.exists():
         write_arena_csv(data, pair_rows(rows))
         write_arena_csv(folder / "test.csv", pair_rows(7, seed=5), labelled=False)
-    return compose(
+    return [
         "+experiment=arena_quickstart", f"task.train_csv={data}", f"task.test_csv={folder / 'test.csv'}",
         f"run_dir={folder / 'run'}", f"model.name={encoder}", "task.budget_tokens=64", "trainer.batch_rows=8",
-        "trainer.epochs=1", "trainer.learning_rate=1e-3", *overrides,
-    )  # fmt: skip
+        "trainer.epochs=1", "trainer.learning_rate=1e-3",
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

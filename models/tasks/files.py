@@ -10,9 +10,11 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from models.tasks.disk import told_by_disk
 
 # What values of another type or size than expected raise, wherever they are used first.
 _MISFITS = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
@@ -24,22 +26,25 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what is written there takes its place when the block ends without error.
 
     The temporary name ends as `path` does (.csv.gz stays .csv.gz). Missing folders are made. When the block raises,
-    the temporary file is removed and whatever stood at `path` is untouched.
+    the temporary file is removed and whatever stood at `path` is untouched. What the disk refuses is a DiskError.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # not Path.is_dir, which raises for a name that is too long
         raise ValueError(f"{path} is a folder, expected the name of a file to write. Give a file name inside it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Not mkstemp: its files are readable by their owner only, and the finished file would stay so.
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
-    try:
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the rename itself is on disk only after its folder is; Windows cannot open a folder
-        _flush(path.parent)
+    with told_by_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):  # its folder may be gone, or read-only by now: the first error is the one to tell
+                temporary.unlink()
+            raise
+        if os.name == "posix":  # the rename itself is on disk only after its folder is; Windows cannot open a folder
+            _flush(path.parent)
 
 
 @contextmanager
@@ -50,23 +55,26 @@ def write_folder_atomically(path: str | Path) -> Iterator[Path]:
     the two renames of a replacement leaves the older folder under its temporary name: make it again.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
     older = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        for inside in [*temporary.rglob("*"), temporary]:
-            if inside.is_file() or os.name == "posix":
-                _flush(inside)
-        if path.exists():
-            os.replace(path, older)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(older, ignore_errors=True)
-    if os.name == "posix":
-        _flush(path.parent)
+    with told_by_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for inside in [*temporary.rglob("*"), temporary]:
+                if inside.is_file() or os.name == "posix":
+                    _flush(inside)
+            if path.exists():
+                os.replace(path, older)
+            os.replace(temporary, path)
+        finally:
+            if older.exists() and not path.exists():  # the second rename failed: the older folder is put back
+                os.replace(older, path)
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(older, ignore_errors=True)
+        if os.name == "posix":
+            _flush(path.parent)
 
 
 def _flush(path: Path) -> None:
