@@ -22,6 +22,7 @@ log = logging.getLogger("tiebreak")
 
 Found = TypeVar("Found")
 WAIT_S = 20.0  # for another process that writes
+MARK = 8  # bytes
 AT_ONCE = 500  # digests in one query; SQLite takes 999 at least
 
 
@@ -45,18 +46,20 @@ class VectorCache:
                 part = digests[start : start + AT_ONCE]
                 places = ",".join("?" * len(part))
                 rows = database.execute(f"SELECT digest, vector FROM vectors WHERE digest IN ({places})", part)
-                found |= {by_digest[digest]: np.frombuffer(vector, dtype="<f4").copy() for digest, vector in rows}
+                whole = ((digest, vector[:-MARK]) for digest, vector in rows if vector[-MARK:] == _mark(digest, vector))
+                found |= {by_digest[digest]: np.frombuffer(vector, dtype="<f4").copy() for digest, vector in whole}
             return found
 
         return self._with(look) or {}
 
     def write(self, vectors: Mapping[str, np.ndarray]) -> None:
         """Keeps these too."""
-        rows = [(_digest(text), np.asarray(vector, dtype="<f4").tobytes()) for text, vector in vectors.items()]
+        plain = [(_digest(text), np.asarray(vector, dtype="<f4").tobytes()) for text, vector in vectors.items()]
+        rows = [(digest, vector + _mark(digest, vector + bytes(MARK))) for digest, vector in plain]
 
         def keep(database: sqlite3.Connection) -> None:
             database.execute("CREATE TABLE IF NOT EXISTS vectors (digest BLOB PRIMARY KEY, vector BLOB NOT NULL)")
-            database.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", rows)
+            database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
 
         if rows:
             self._with(keep)
@@ -75,6 +78,11 @@ class VectorCache:
         except OSError as error:
             log.debug("sentence vectors are not kept in %s: %s", self.path, error)
         return None
+
+
+def _mark(digest: bytes, kept: bytes) -> bytes:
+    """What ends a kept vector: a changed bit of it, or of its text's digest, shows. SQLite looks at none."""
+    return hashlib.blake2b(digest + kept[:-MARK], digest_size=MARK).digest()
 
 
 def _digest(text: str) -> bytes:

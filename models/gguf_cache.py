@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from models.fingerprint import fingerprint
+from models.manifest import damage, write_manifest
+from models.tasks.disk import told_by_disk
 
 MAGIC = b"GGUF"
 LEFT_BEHIND_S = 24 * 3600  # an unfinished folder this old was left by a process that was killed
@@ -37,19 +39,25 @@ def dequantised(file: Path, precision: str, write: Callable[[Path], None]) -> Pa
     Several processes may ask at once. Raises ValueError for a file that is no GGUF, ImportError without the library.
     """
     import transformers
-    from safetensors import SafetensorError
 
     check_gguf(file)
     # The version of transformers counts: a bug of its conversion, once mended, must not live on here.
     folder = cache_root() / f"{file.stem}-{precision}-{transformers.__version__}-{fingerprint([file])}"
     if folder.is_dir():
-        return folder
+        damaged = damage(folder, required=True)
+        if damaged is None:
+            return folder
+        log.warning("%s is converted again: the copy in %s is not whole, %s", file.name, folder, damaged)
     check_library(file)
     try:
+        if folder.is_dir():
+            shutil.rmtree(folder)
         with new_folder(folder) as unfinished:
             log.info("converting %s to %s, once: it is kept in %s", file.name, precision, folder)
-            write(unfinished)
-    except (OSError, SafetensorError) as error:
+            with told_by_disk(unfinished):
+                write(unfinished)
+                write_manifest(unfinished)
+    except OSError as error:
         log.warning(
             "%s is converted anew at every start: it cannot be kept in %s (%s). Set TIEBREAK_CACHE to another folder.",
             file.name, cache_root(), error,
