@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from infer.logs import indented
+from infer.logs import indented, mute
 from infer.overrides import (
     KIND_KEYS,
     KINDS,
@@ -62,6 +62,7 @@ def open_door(run: Callable[[Settings], Any]) -> None:
             settings = to_settings(cfg, sweep_name())
             set_time_budget(settings.time_budget_minutes)
             run(settings)
+            sys.stdout.flush()
         except Stopped as stopped:
             if rank() == 0:
                 print(indented(str(stopped)), file=sys.stderr)
@@ -70,12 +71,34 @@ def open_door(run: Callable[[Settings], Any]) -> None:
             if os.environ.get("TIEBREAK_TRACEBACK"):
                 traceback.print_exc()
             elif rank() == 0 or isinstance(error, OSError | MemoryError):  # one process's own disk or memory
-                said = indented(str(error))
+                said = indented(_told(error))
                 print(f"error: {said}\n(TIEBREAK_TRACEBACK=1 shows where it came from)", file=sys.stderr)
             sys.exit(2)
 
     sys.argv = [written[0], *as_meant(written[1:])]
-    compose()
+    try:
+        compose()
+    finally:
+        _leave_quietly()
+
+
+def _told(error: Exception) -> str:
+    """The error as a sentence: ours are, and the system's say a number and a file."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}. Mend that, then start again."
+    return str(error)
+
+
+def _leave_quietly() -> None:
+    """What the screen has not taken goes, where nobody reads any more (`| head`) or its file is full.
+
+    Else the interpreter would end with a traceback of its own, and exit code 120 for work that is done.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            mute(stream)
 
 
 def settings_of(arguments: Sequence[str]) -> Settings:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
+
+from models.tasks.disk import told_by_disk
 
 log = logging.getLogger("tiebreak")
 
@@ -23,12 +28,13 @@ def open_log(path: Path | None, *, main: bool) -> logging.Logger:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     log.propagate = False
     log.setLevel(logging.INFO if main else logging.ERROR)
-    screen = logging.StreamHandler(sys.stdout if main else sys.stderr)
+    screen = _Screen(sys.stdout if main else sys.stderr)
     screen.setFormatter(_Plain("%(message)s"))
     log.addHandler(screen)
     if main and path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path, encoding="utf-8")
+        with told_by_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = _File(path, encoding="utf-8")
         file.setFormatter(_Indented("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(file)
     return log
@@ -42,6 +48,53 @@ def plain(text: str) -> str:
 def indented(text: str, width: int = 2) -> str:
     """plain(text) with every line but the first set in, so that none can be taken for a new message."""
     return plain(text).replace("\n", "\n" + " " * width)
+
+
+def mute(stream: TextIO) -> None:
+    """What is written to the stream from here on goes nowhere: nobody can read it, and no error comes of it."""
+    with suppress(OSError, ValueError):  # no file of the system stands behind it
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+class _Screen(logging.StreamHandler[TextIO]):
+    """Where nobody reads any more (| head), or a file takes no more, the run goes on without a screen."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            return super().handleError(record)
+        mute(self.stream)
+        if not isinstance(error, BrokenPipeError):
+            _complain(f"warning: the screen takes no more lines ({error.strerror or error}); the run goes on")
+
+
+class _File(logging.FileHandler):
+    """Lines that a full disk does not take are missing in the file; they are on the screen, and the run goes on."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            return super().handleError(record)
+        if not self.told:
+            self.told = True
+            reason = error.strerror or error
+            _complain(f"warning: {self.baseFilename} lacks lines from here on ({reason}); the run goes on")
+
+    def close(self) -> None:
+        with suppress(OSError):  # of lines that it could not take
+            super().close()
+
+
+def _complain(text: str) -> None:
+    """On stderr, if anybody reads there."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        mute(sys.stderr)
 
 
 class _Plain(logging.Formatter):

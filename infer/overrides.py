@@ -111,6 +111,9 @@ def _as_meant(argument: str, *, sweep: bool) -> list[str]:
         if argument.startswith(f"{key}."):  # one more beside those of the experiment
             name, _, value = argument.partition("=")
             return [f"++{name}={_members_quoted(value)}"]
+    flag = argument.removeprefix("--")
+    if flag != argument and known_keys().get(flag) is bool:  # --spreadsheet, as other commands have it
+        return [f"++{flag}=true"]
     found = KEY_VALUE.match(argument)
     kind = known_keys().get(found[1]) if found else None
     if found is None or kind is None or sweep:
