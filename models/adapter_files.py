@@ -126,7 +126,7 @@ def save_adapter(
     name_padding(tokenizer)
     tokenizer.save_pretrained(folder)
     carrier.carried.peft_config[adapter].base_model_name_or_path = carrier.loaded.name
-    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+    with tempfile.TemporaryDirectory(dir=folder) as work:  # what a kill leaves of it goes with the unfinished folder
         # Without save_embedding_layers peft asks the hub whether a vocabulary has grown.
         carrier.carried.save_pretrained(work, selected_adapters=[adapter], save_embedding_layers=False)
         written = Path(work) if adapter == "default" else Path(work) / adapter

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from models.tasks.files import write_atomically
+
 COMPETITION = "llm-classification-finetuning"
 PAGE = f"https://www.kaggle.com/competitions/{COMPETITION}"
 WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")
@@ -80,10 +82,8 @@ def read_rows(path: Path, columns: Sequence[str]) -> int:
 
 def place(source: Path, target: Path) -> None:
     """Copies the file whole or not at all: a copy cut short never bears the final name."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".part")
-    shutil.copyfile(source, partial)
-    os.replace(partial, target)
+    with write_atomically(target) as unfinished:
+        shutil.copyfile(source, unfinished)
 
 
 def fetch(folder: Path, names: Sequence[str], force: bool) -> None:

@@ -12,7 +12,6 @@ import csv
 import hashlib
 import html
 import io
-import os
 import re
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.tasks.cells import write_turns
+from models.tasks.files import write_atomically
 
 PACKAGE = "vaderSentiment==3.3.2"
 ARCHIVE_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
@@ -214,11 +214,8 @@ def choose_reviews(snippets: Iterable[Snippet], count: int) -> list[Snippet]:
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Writes the table whole or not at all; `\\n` ends a line, as in the competition's files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", encoding="utf-8", newline="") as stream:
+    with write_atomically(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream, lineterminator="\n").writerows([columns, *rows])
-    os.replace(partial, path)
 
 
 def write_arena(folder: Path, train: Sequence[Pair], test: Sequence[Pair]) -> None:

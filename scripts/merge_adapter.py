@@ -34,6 +34,7 @@ def merge(
     from models.adapter_base import load_base
     from models.adapter_files import check_base
     from models.checkpoint import read_identity
+    from models.tasks.files import write_folder_atomically
 
     identities = [read_identity(folder) for folder in folders]
     first = identities[0]
@@ -51,8 +52,9 @@ def merge(
     base = load_base(name, precision=precision, quantization="none")
     merged = carry(base, folders).merge_and_unload(safe_merge=True)
     base.carried = None
-    merged.save_pretrained(out)
-    base.loaded.tokenizer.save_pretrained(out)
+    with write_folder_atomically(out) as unfinished:
+        merged.save_pretrained(unfinished)
+        base.loaded.tokenizer.save_pretrained(unfinished)
     written = f"{out}: {type(merged).__name__} with {len(folders)} adapter(s) merged into the unquantised {name}"
     if before is None:
         return written

@@ -41,6 +41,7 @@ from models.encoder import PairClassifier
 from models.names import resolve_model
 from models.reader import PairReader, load_tokenizer, make_reader
 from models.tasks.arena import read_rows
+from models.tasks.files import write_atomically
 from models.tasks.tokens import TokenCache, tokenise_fields
 from train.batches import StepSampler
 from train.micro_batches import MicroBatches
@@ -220,10 +221,9 @@ def write_json(path: Path, bench: str, options: argparse.Namespace, found: dict[
     command = shlex.join(["python", f"scripts/bench/{bench}.py", *sys.argv[1:]])
     asked = {name: str(value) for name, value in vars(options).items()}
     where = {"hardware": hardware(options.device, 1), "torch": torch.__version__, "commit": commit()}
-    path.write_text(
-        json.dumps({"bench": bench, "command": command, "options": asked} | where | found, indent=1) + "\n",
-        encoding="utf-8",
-    )
+    text = json.dumps({"bench": bench, "command": command, "options": asked} | where | found, indent=1)
+    with write_atomically(path) as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -158,13 +158,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     from infer.reasoning_notes import reasoning_line
+    from models.tasks.files import write_atomically
 
     options = parse()
     lines, figures = compare(options)
     print(*table(lines), sep="\n")
     print(f"{reasoning_line(figures)}. Both ways name the same label in {figures['agree']:.1%}.")
     if options.json:
-        options.json.write_text(json.dumps({"lines": [asdict(one) for one in lines], "reasoning": figures}, indent=1))
+        text = json.dumps({"lines": [asdict(one) for one in lines], "reasoning": figures}, indent=1)
+        with write_atomically(options.json) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ from qlora_worker import LABEL, Setup
 from soft_classification import commit
 from soft_worker import hardware
 
+from models.tasks.files import write_atomically
+
 WORKER = Path(__file__).with_name("qlora_worker.py")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 NEW_TOKENS = 150
@@ -201,7 +203,8 @@ def main(arguments: list[str] | None = None) -> None:
     print("\n" + text)
     for path, content in ((options.json, json.dumps(found, indent=2) + "\n"), (options.table, text)):
         if path is not None:
-            path.write_text(content, encoding="utf-8")
+            with write_atomically(path) as unfinished:
+                unfinished.write_text(content, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ from soft_methods import METHODS, OURS, package_of
 from soft_model import SHAPES, plain_folder, write_tokenizer
 from soft_worker import FACTS, ORACLE, Facts, Measured, Setup, log_probs_file
 
+from models.tasks.files import write_atomically
+
 WORKER = Path(__file__).with_name("soft_worker.py")
 Worker = Callable[[str, str], Measured]
 
@@ -222,7 +224,8 @@ def main() -> None:
     lines += [roofline(row, facts) for row in rows if row.method == OURS and row.counted.cannot is None]
     print("\n" + "\n".join(lines))
     if options.table is not None:
-        options.table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with write_atomically(options.table) as unfinished:
+            unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
