@@ -93,27 +93,33 @@ def predict_rows(
     orders = (False, True) if pairs and tta else (False,)
 
     def work(mine: np.ndarray) -> np.ndarray:
-        found = np.empty((len(mine), len(orders), labels + 1))
-        for at, swapped in enumerate(orders):
-            reading = read(
-                [fields_of(rows[row], swapped=swapped) for row in mine], names=[f"row {rows[row].id}" for row in mine]
-            )
-            found[:, at, :labels], found[:, at, labels] = reading.probs(), reading.other
-        return found
+        some = [rows[row] for row in mine]
+        return np.stack([read_order(read, some, swapped=swapped) for swapped in orders], axis=1)
 
     found = over_ranks(np.arange(len(rows)), work)
-    unread = np.flatnonzero(np.isnan(found).any(axis=(1, 2)))
-    if len(unread):
-        raise ValueError(
-            f"{len(unread)} rows have no finite numbers, the first is id {rows[unread[0]].id}. Use trainer.precision "
-            "and engine.precision fp32 or bf16."
-        )
+    refuse_unread(found.sum(axis=(1, 2)), [row.id for row in rows])
     probs, other = found[:, :, :labels], found[:, :, labels].mean(axis=1)
     gap = np.full(len(rows), np.nan if pairs else 0.0)
     mean = probs[:, 0]
     if len(orders) == 2:
         mean, gap = swap_average(probs[:, 0], probs[:, 1], SWAP)
     return mean.astype(np.float32), other.astype(np.float32), gap.astype(np.float32)
+
+
+def read_order(read: Callable[..., LabelReading], rows: Sequence[Any], *, swapped: bool) -> np.ndarray:
+    """(n, L + 1) probabilities as this order has its labels, and the mass outside them; NaN: see refuse_unread."""
+    reading = read([fields_of(row, swapped=swapped) for row in rows], names=[f"row {row.id}" for row in rows])
+    return np.concatenate([reading.probs(), np.asarray(reading.other)[:, None]], axis=1)
+
+
+def refuse_unread(found: np.ndarray, ids: Sequence[str]) -> None:
+    """Raises ValueError where the model could not compute a row in its number format: (N,) of NaN."""
+    unread = np.flatnonzero(np.isnan(found))
+    if len(unread):
+        raise ValueError(
+            f"{len(unread)} rows have no finite numbers, the first is id {ids[unread[0]]}. Use trainer.precision "
+            "and engine.precision fp32 or bf16."
+        )
 
 
 def fields_of(row: Any, *, swapped: bool = False) -> dict[str, str]:

@@ -1,13 +1,14 @@
 """Reads rows chunk by chunk into parts that survive a kill, on one process or several, and joins them at the end.
 
-Knows chunks and frames; what a row is and how it is read are handed in.
+A signal and the end of the time budget leave every finished part in its place. Knows chunks and frames; what a row is
+and how it is read are handed in.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,55 +17,83 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from infer.logs import log
+from infer.pace import Pace
 from infer.parts import Parts
 from infer.predictions import OTHER_COLUMN
-from infer.ranks import is_main, wait_for_all, world_size
+from infer.ranks import any_of, is_main, wait_for_all, world_size
+from infer.stopping import Stopped, finishing_steps, time_left_s
 
 if TYPE_CHECKING:
     from infer.label_reader import LabelReading
-    from infer.readers import Reader
 
 P, LOG_P = "p_", "logp_"
+# A chunk that takes longer than this is given up at a signal, where a shorter one is finished: a spot machine or a
+# notebook is killed 10 to 30 s after its SIGTERM.
+FINISH_S = 5.0
+LATE = 1.5  # a chunk is begun only where this many times its expected seconds are left
 
 Read = Callable[[Any, int, Sequence[Any]], tuple[pd.DataFrame, Mapping[str, Any]]]
 
 
 @contextmanager
-def open_parts(output: Path, identity: Mapping[str, Any], schema: Any) -> Iterator[Parts]:
+def open_parts(output: Path, identity: Mapping[str, Any], schema: Any, *, replace: bool = False) -> Iterator[Parts]:
     """The parts of an output in every process, the main one's first: it checks, locks and makes the folder."""
-    parts = Parts(output, identity, schema) if is_main() else None
+    parts = Parts(output, identity, schema, replace=replace) if is_main() else None
     wait_for_all()
     with parts or Parts(output, identity, schema, main=False) as opened:
         yield opened
 
 
+class OutOfTime(ValueError):
+    """The time budget was spent before every chunk was read; the parts that were are in their place."""
+
+
 def fill_parts(
     parts: Parts,
     chunks: Iterable[tuple[int, Sequence[Any]]],
-    reader: Callable[[], Reader],
+    reader: Callable[[], Any],
     read: Read,
     *,
     rows: int,
+    cost: Callable[[Sequence[Any]], float] = len,
+    reserve_s: float = 0.0,
+    pace: Pace | None = None,
 ) -> int:
     """Write the part of every chunk that is not there yet; the number of chunks, once every process is done.
 
     reader: loads the model; not called where every part is there. read: (reader, number of the chunk, its rows) -> its
-    frame and the extras kept beside it. rows: of all chunks, for the progress bar.
+    frame and the extras kept beside it. rows: of all chunks, for the progress bar. cost: of a chunk, in a unit that
+    grows as its time does; by it and `pace` is told whether one more fits.
+    Raises OutOfTime, in every process, where the time budget less reserve_s leaves chunks out; Stopped at a signal.
     """
-    loaded: Reader | None = None
-    count, done, kept, started = 0, 0, 0, time.monotonic()
-    with tqdm(total=rows, desc="reading", unit="row", disable=not is_main() or None) as bar:
-        for number, chunk in chunks:
-            count = number + 1
-            if parts.todo(number):
-                if loaded is None:
-                    loaded, started = reader(), time.monotonic()
-                parts.write(number, *read(loaded, number, chunk))
-                done += len(chunk)
-            elif world_size() == 1:
-                kept += len(chunk)
-            bar.update(len(chunk))
-    wait_for_all()
+    loaded: Any = None
+    pace = pace or Pace()
+    count, done, kept, started, late = 0, 0, 0, time.monotonic(), False
+    try:
+        with tqdm(total=rows, desc="reading", unit="row", disable=not is_main() or None) as bar:
+            for number, chunk in chunks:
+                count = max(count, number + 1)
+                if parts.todo(number):
+                    expected = pace.seconds(cost(chunk))
+                    late = LATE * (expected or 0.0) >= time_left_s() - reserve_s
+                    if late:
+                        break
+                    if loaded is None:
+                        loaded, started = reader(), time.monotonic()
+                    with finishing_steps() if expected is not None and expected <= FINISH_S else nullcontext():
+                        begun = time.monotonic()
+                        parts.write(number, *read(loaded, number, chunk))
+                        pace.add(cost(chunk), time.monotonic() - begun)
+                        done += len(chunk)
+                elif world_size() == 1:
+                    kept += len(chunk)
+                bar.update(len(chunk))
+    except Stopped as stopped:
+        raise Stopped(stopped.signal_number, _kept(parts, kept + done, rows)) from None
+    if any_of(late):  # every process comes here once its share is done
+        raise OutOfTime(
+            f"time_budget_minutes is spent: {_kept(parts, kept + done, rows)} It has the whole budget again then."
+        )
     seconds = time.monotonic() - started
     if kept:
         log.info(f"{kept} rows were there already")
@@ -72,6 +101,11 @@ def fill_parts(
         each = f" on this process, one of {world_size()}" if world_size() > 1 else ""
         log.info(f"{done} rows read in {seconds:.1f} s{each}, {done / seconds:.1f} rows/s")
     return count
+
+
+def _kept(parts: Parts, done: int, rows: int) -> str:
+    read = f"{done} of {rows} rows are read and" if world_size() == 1 else "what is read is"
+    return f"{read} kept in {parts.folder}. The same command goes on from there."
 
 
 def probability_columns(labels: Sequence[str], *, spread: bool) -> list[str]:

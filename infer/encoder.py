@@ -5,7 +5,7 @@ The held-out table of training and the submission both come from here. Knows che
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,6 @@ class EncoderClassifier:
         batch_rows: of the longest row; of shorter ones as many more as have its tokens. The two orders of a row are as
         long as each other and share a batch. Raises MemoryError where a row alone does not fit.
         """
-        device, kind, _ = device_and_precision(precision)
-        self.model.to(device).eval()
         orders = (0, 1) if self.reader.head == "joint" and self.tta else (0,)
         lengths = np.array([self.reader.tokens(one) for one in fields], dtype=np.int64)
         longest_first = np.argsort(-lengths, kind="stable")  # running out of memory shows at once
@@ -79,15 +77,9 @@ class EncoderClassifier:
 
         def work(mine: np.ndarray) -> np.ndarray:
             items = (2 * mine[:, None] + orders).ravel()  # (rows x orders,)
-            probs = np.empty((len(items), len(LABELS)), dtype=np.float32)
-
-            def read(batch: np.ndarray) -> None:
-                inputs = self.reader.batch(fields, items[batch].tolist(), given)
-                probs[batch] = self._forward(inputs, device, kind)
-
-            in_batches(
-                read, np.arange(len(items)), lengths[items // 2], budget_tokens, progress=is_main(),
-                name=lambda at: f"row {items[at] // 2}", doing="predicting",
+            probs, _ = self.read_items(
+                fields, given, items, lengths[items // 2], budget_tokens, precision=precision, progress=is_main(),
+                name=lambda at: f"row {items[at] // 2}",
             )  # fmt: skip
             return probs.reshape(len(mine), len(orders), len(LABELS))
 
@@ -96,6 +88,29 @@ class EncoderClassifier:
             unknown = 0.0 if self.reader.head == "siamese" else np.nan  # a joint reading of one order cannot tell
             return probs[:, 0], np.full(len(probs), unknown, dtype=np.float32)
         return swap_average(probs[:, 0], probs[:, 1], SWAP)
+
+    def read_items(
+        self, fields: Sequence[TokenFields], given: PairFeatures | None, items: np.ndarray, tokens: np.ndarray,
+        budget_tokens: int, *, precision: str = "auto", progress: bool = False, name: Callable[[int], str] = str,
+    ) -> tuple[np.ndarray, int]:  # fmt: skip
+        """((n, 3) probabilities as each item's order has its answers, the budget that was enough in the end).
+
+        items: (n,) 2 * row + swapped, the longest first; tokens: (n,) of each. Raises MemoryError, with name(place),
+        where one alone does not fit.
+        """
+        device, kind, _ = device_and_precision(precision)
+        self.model.to(device).eval()
+        probs = np.empty((len(items), len(LABELS)), dtype=np.float32)
+
+        def read(batch: np.ndarray) -> None:
+            inputs = self.reader.batch(fields, items[batch].tolist(), given)
+            probs[batch] = self._forward(inputs, device, kind)
+
+        budget_tokens = in_batches(
+            read, np.arange(len(items)), tokens, budget_tokens, progress=progress,
+            name=name, doing="predicting",
+        )  # fmt: skip
+        return probs, budget_tokens
 
     def _forward(self, inputs: dict[str, torch.Tensor], device: str, precision: str) -> np.ndarray:
         half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
@@ -144,20 +159,27 @@ class EncoderClassifier:
         from safetensors.torch import load_file
 
         identity = read_identity(folder, task="arena", labels=LABELS)
-        tokenizer = load_tokenizer(folder)
+        tokenizer, reader = load_reading(folder)
         stored = identity["feature_scale"]
         scale = None if stored is None else FeatureScale(np.array(stored["mean"]), np.array(stored["deviation"]))
-        reader = make_reader(
-            tokenizer,
-            head=identity["head"],
-            budget_tokens=identity["budget_tokens"],
-            prompt_share=identity["prompt_share"],
-        )
         encoder = load_encoder(str(folder), whole=True, attention=attention, training=False)
         model = build_model(encoder, identity["head"], scale)
         if model.siamese is not None:
             model.siamese.load_state_dict(load_file(folder / HEAD_FILE))
         return cls(model, tokenizer, reader, scale, tta=identity["tta"], base=identity["base"])
+
+
+def load_reading(folder: Path) -> tuple[Any, PairReader]:
+    """The tokenizer of a checkpoint, and how it reads a row; no weights are loaded."""
+    identity = read_identity(folder, task="arena", labels=LABELS)
+    tokenizer = load_tokenizer(folder)
+    reader = make_reader(
+        tokenizer,
+        head=identity["head"],
+        budget_tokens=identity["budget_tokens"],
+        prompt_share=identity["prompt_share"],
+    )
+    return tokenizer, reader
 
 
 def build_model(encoder: Any, head: str, scale: FeatureScale | None) -> PairClassifier:

@@ -14,26 +14,39 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from infer.chunked import P, fill_parts, kept_strays, open_parts, part_schema, probability_columns, probability_frame
+from infer.chunked import (
+    OutOfTime,
+    P,
+    fill_parts,
+    kept_strays,
+    open_parts,
+    part_schema,
+    probability_columns,
+    probability_frame,
+)
 from infer.identity import input_identity
 from infer.label_reader import LabelReader, LabelReading
 from infer.logs import log
+from infer.pace import Pace
 from infer.parts import finished
 from infer.predictions import OTHER_COLUMN, Predictions, swap_average
 from infer.ranks import from_main, is_main, wait_for_all
 from infer.readers import identify, load_label_reader, rotates
+from infer.stopping import time_left_s
 from infer.table_summary import report, summarise, summary_columns
 from models.settings import Settings
-from models.tasks.arena import LABELS, SWAP, ArenaRow
+from models.tasks.arena import LABELS, SWAP, ArenaRow, text_bytes
 
 TURN_BREAK = "\n\n"
 DISAGREEMENT = "swap_gap"  # L1 distance between the two orders, 0 to 2
+RESERVE_S = 10.0  # of the time budget: to join the parts, and to write and check the answer
 
 
 def judge(rows: Sequence[ArenaRow], settings: Settings, out: Path) -> Predictions:
     """The probability of each outcome for every row; the mean of both orders of the answers.
 
-    Writes out/judge.parquet with the raw log-probabilities of the order as given and how far the orders disagree.
+    Writes out/judge.parquet with the raw log-probabilities of the order as given and how far the orders disagree. Where
+    the time budget ends first, only the rows that were read come back, and the same command reads the others.
     Raises ValueError for rows that the model could not compute in its precision: a submission needs them all.
     """
     if not rows:
@@ -45,13 +58,14 @@ def judge(rows: Sequence[ArenaRow], settings: Settings, out: Path) -> Prediction
         )
     output = out / "judge.parquet"
     identity = {**identify(settings), "input": input_identity(settings.arena.test_csv), "rows": len(rows)}
+    unfinished = None
     if from_main(is_main() and finished(output, identity)):
         log.info(f"{output} is finished already")
     else:
-        _read_all(rows, settings, output, identity)
-    if is_main():
+        unfinished = _read_all(rows, settings, output, identity)
+    if unfinished is None and is_main():
         report(output, LABELS)
-    table = pd.read_parquet(output)
+    table = pd.read_parquet(output) if unfinished is None else unfinished
     if DISAGREEMENT in table:
         log.info(f"the two orders of a row disagree by {table[DISAGREEMENT].mean():.3f} (L1, 0 to 2) on average")
     _refuse_unread(table)
@@ -70,19 +84,32 @@ def row_fields(row: ArenaRow, *, swapped: bool) -> dict[str, str]:
     return {name: TURN_BREAK.join(turns) for name, turns in texts.items()}
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Judging:
-    """How a chunk of rows is read."""
+    """How a chunk of rows is read, and how much of the work is left for it."""
 
     both: bool  # orders
+    cost_left: float  # of the rows that this process has not read, in bytes of one order
+    pace: Pace
+
+    def cost(self, chunk: Sequence[ArenaRow]) -> float:
+        return float(sum(map(text_bytes, chunk)))
+
+    def orders(self) -> tuple[bool, ...]:
+        """As given and swapped; as given alone where both orders of all that is left would take too long."""
+        seconds = self.pace.seconds(self.cost_left)  # of what it did until now: both orders, unless some were dropped
+        if not self.both or (seconds is not None and seconds > time_left_s() - RESERVE_S):
+            return (False,)
+        return (False, True)
 
     def read(self, reader: LabelReader, number: int, chunk: Sequence[ArenaRow]) -> tuple[pd.DataFrame, dict[str, Any]]:
-        orders = (False, True) if self.both else (False,)
+        orders = self.orders()
+        self.cost_left -= self.cost(chunk)
         fields = [row_fields(row, swapped=swapped) for swapped in orders for row in chunk]
         reading = reader.read(fields, names=[f"row {row.id}" for _ in orders for row in chunk])
         given = _rows(reading, slice(len(chunk)))
         probs, gap, other = given.probs(), None, given.other
-        if self.both:
+        if len(orders) == 2:
             swapped = _rows(reading, slice(len(chunk), None))
             probs, gap = swap_average(probs, swapped.probs(), SWAP)
             other = (other + swapped.other) / 2
@@ -90,26 +117,49 @@ class _Judging:
         frame = probability_frame(given, LABELS, probs)
         frame[OTHER_COLUMN] = np.where(frame["predicted"].notna(), other, np.nan)
         frame.insert(0, "id", [row.id for row in chunk])
-        if gap is not None:
-            frame[DISAGREEMENT] = gap
+        if self.both:
+            frame[DISAGREEMENT] = np.full(len(chunk), np.nan) if gap is None else gap
         # Summed over both orders; halved, they are probabilities per row.
         strays = {text: prob / len(orders) for text, prob in kept_strays(reading).items()}
-        return frame, {"strays": strays} | ({"reader": reader.identity} if number == 0 else {})
+        extras: dict[str, Any] = {"strays": strays} | ({"reader": reader.identity} if number == 0 else {})
+        return frame, extras | ({"one_order_rows": len(chunk)} if self.both and gap is None else {})
 
 
-def _read_all(rows: Sequence[ArenaRow], settings: Settings, output: Path, identity: dict[str, Any]) -> None:
+def _read_all(
+    rows: Sequence[ArenaRow], settings: Settings, output: Path, identity: dict[str, Any]
+) -> pd.DataFrame | None:
+    """Read what is not there yet and write the table; where time runs out, the rows that are there, as a frame."""
     both = settings.question.permutations == "cyclic"
     columns = [*probability_columns(LABELS, spread=rotates(settings)), *([DISAGREEMENT] if both else [])]
     size = settings.engine.chunk_rows
     chunks = [(number, rows[start : start + size]) for number, start in enumerate(range(0, len(rows), size))]
+    pace = Pace()
     with open_parts(output, identity, part_schema(["id"], columns)) as parts:
-        count = fill_parts(parts, chunks, lambda: load_label_reader(settings), _Judging(both).read, rows=len(rows))
+        left = float(sum(text_bytes(row) for number, chunk in chunks if parts.todo(number) for row in chunk))
+        judging = _Judging(both, left, pace)
+        try:
+            count = fill_parts(
+                parts, chunks, lambda: load_label_reader(settings), judging.read, rows=len(rows), cost=judging.cost,
+                reserve_s=RESERVE_S, pace=pace,
+            )  # fmt: skip
+        except OutOfTime as spent:
+            log.warning(f"warning: {spent}")
+            there = [parts.frame(number) for number, _ in chunks if parts.done(number)]
+            return pd.concat([parts.schema.empty_table().to_pandas(), *there])
         if is_main():
             extras = parts.extras(count)
             frames = parts.frames(count, summary_columns(LABELS, labelled=False))
             figures = summarise(frames, LABELS, [one["strays"] for one in extras])
+            one_order = sum(one.get("one_order_rows", 0) for one in extras)
+            if one_order:
+                figures["one_order_rows"] = one_order
+                log.warning(
+                    f"warning: {one_order} of {len(rows)} rows were read in one order alone, since both would not fit "
+                    f"into time_budget_minutes; delete {output} to read them again"
+                )
             parts.merge(count, {"labels": list(LABELS), "reader": extras[0]["reader"], **figures})
     wait_for_all()
+    return None
 
 
 def _rows(reading: LabelReading, rows: slice) -> LabelReading:

@@ -40,21 +40,23 @@ class Parts:
 
     output: .csv, .csv.gz or .parquet. identity: JSON values that every part depends on (settings, model, input, rows a
     chunk); `spreadsheet` in it makes a CSV safe to open in one. schema: of the table; each part has it, whatever its
-    cells are.
+    cells are. replace: what stands at the output may go, whoever made it.
     main: checks, locks and makes the folder; other processes are made after it, say after `wait_for_all`.
     Refuses, before any work: another ending, a folder that cannot be written, an output that stands there and was not
     made by this identity, parts of another identity, a second run on the same output.
     """
 
     def __init__(
-        self, output: str | Path, identity: Mapping[str, Any], schema: pa.Schema, *, main: bool = True
-    ) -> None:
+        self, output: str | Path, identity: Mapping[str, Any], schema: pa.Schema, *, main: bool = True,
+        replace: bool = False,
+    ) -> None:  # fmt: skip
         self.output = Path(output)
         self.kind = table_kind(self.output)
         self.identity = as_json(identity)
         self.schema = schema
         self.spreadsheet = bool(self.identity.get("spreadsheet"))
         self.folder = _beside(self.output, ".parts")
+        self.replace = replace
         self._lock: IO[str] | None = None
         if main:
             self._open()
@@ -88,14 +90,27 @@ class Parts:
 
     def extras(self, count: int) -> list[dict[str, Any]]:
         """What was kept beside each of the first `count` chunks, in their order."""
-        self._refuse_missing(count)
+        self.refuse_missing(count)
         return [read_extras(self._path(number)) for number in range(count)]
 
     def frames(self, count: int, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
         """The first `count` chunks in their order, one in memory at a time; columns: only these."""
-        self._refuse_missing(count)
+        self.refuse_missing(count)
         for number in range(count):
             yield part_frame(read_part(self._path(number), columns))
+
+    def frame(self, number: int) -> pd.DataFrame:
+        """One chunk, which must be there."""
+        return part_frame(read_part(self._path(number)))
+
+    def refuse_missing(self, count: int) -> None:
+        """Raises ValueError where one of the first `count` chunks has no part."""
+        missing = [number for number in range(count) if not self._path(number).is_file()]
+        if missing:
+            raise ValueError(
+                f"{self.folder} lacks {len(missing)} of {count} parts, number {missing[0]} first: a process stopped "
+                "early, or does not share this disk. Start the same command again; what is done is kept."
+            )
 
     def merge(self, count: int, record: Mapping[str, Any]) -> None:
         """Writes the table of all `count` chunks, then the record with the identity, and removes the parts.
@@ -104,22 +119,31 @@ class Parts:
         """
         assert self._lock is not None, "only the process that holds the lock may merge"
         assert "identity" not in record, record["identity"]
-        self._refuse_missing(count)
+        self.refuse_missing(count)
         tables = (read_part(self._path(number)) for number in range(count))
         with write_atomically(self.output) as temporary:
             if self.kind == "parquet":
                 _write_parquet(temporary, tables, self.schema)
             else:
                 _write_csv(temporary, tables, self.schema, spreadsheet=self.spreadsheet)
-        write_json(_beside(self.output, ".json"), {"identity": self.identity, **record})
+        self.finish(record)
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Writes the record of an output that is in its place, and removes the parts. Main process only."""
+        self.record(record)
         self.close()
         _remove(self.folder)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Writes the record beside the output; the parts stay."""
+        write_json(_beside(self.output, ".json"), {"identity": self.identity, **record})
 
     def _open(self) -> None:
         try:
             if self.output.is_dir():
                 raise ValueError(f"output={self.output} is a folder. Give the name of a file inside it.")
-            self._refuse_foreign_output()
+            if not self.replace:
+                self._refuse_foreign_output()
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.output.parent).close()  # the parts' folder may be older than a lost right
             self._lock = hold(
@@ -169,14 +193,6 @@ class Parts:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.parquet"
-
-    def _refuse_missing(self, count: int) -> None:
-        missing = [number for number in range(count) if not self._path(number).is_file()]
-        if missing:
-            raise ValueError(
-                f"{self.folder} lacks {len(missing)} of {count} parts, number {missing[0]} first: a process stopped "
-                "early, or does not share this disk. Start the same command again; what is done is kept."
-            )
 
 
 def finished(output: str | Path, identity: Mapping[str, Any]) -> bool:

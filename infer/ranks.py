@@ -52,6 +52,15 @@ def from_main(value: Any) -> Any:
     return broadcast_object_list([value])[0] if rank_state().num_processes > 1 else value
 
 
+def any_of(value: bool) -> bool:
+    """True in every process where it is True in one; returns when every process has come here."""
+    if rank_state().num_processes == 1:
+        return value
+    from accelerate.utils import gather_object
+
+    return any(gather_object([value]))
+
+
 def over_ranks(order: np.ndarray, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """work(rows) -> (len(rows), L) on every process's share of `order`; the whole (N, L), row i for i, everywhere.
 

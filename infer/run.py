@@ -13,15 +13,14 @@ import numpy as np
 from infer.blend_runs import blend_runs
 from infer.calibration import apply_temperature
 from infer.checkpoints import find_checkpoints, run_temperature
-from infer.classifiers import load_classifier
 from infer.logs import log, open_log
-from infer.predictions import Predictions, average, join
+from infer.predictions import Predictions, join
 from infer.ranks import is_main, wait_for_all
 from infer.readers import reader_kind
 from infer.submission import write_submission
 from models.method_settings import ASKED_METHODS
 from models.settings import ArenaTask, Settings, TextTask
-from models.tasks.arena import LABELS, ArenaRow, ArenaTable, BadRow, read_rows, write_bad_rows
+from models.tasks.arena import LABELS, ArenaTable, read_rows, write_bad_rows
 
 
 def run(settings: Settings) -> Predictions | Path:
@@ -32,36 +31,66 @@ def run(settings: Settings) -> Predictions | Path:
         from infer.text_run import run_texts
 
         return run_texts(settings)
-    main = is_main()
     out = Path(settings.out_dir or settings.run_dir)
     if settings.method.name in ASKED_METHODS and reader_kind(settings) == "label":
-        from infer.judge import judge
+        return _by_judge(settings, out)
+    return _by_checkpoints(settings, out)
 
-        open_log(out / "infer.log", main=main)
-        table = read_test_rows(settings.arena)
-        predictions = judge(table.rows, settings, out)
-    else:
-        table, predictions = _by_checkpoints(settings, out, main=main)
+
+def _by_judge(settings: Settings, out: Path) -> Predictions:
+    from infer.judge import judge
+
+    main = is_main()
+    open_log(out / "infer.log", main=main)
+    table = read_test_rows(settings.arena)
+    predictions = judge(table.rows, settings, out)
     if main:
-        if table.bad_rows:
-            write_bad_rows(out / "bad_test_rows.csv", table.bad_rows)
-            log.info(f"{len(table.bad_rows)} bad rows get the mean prediction; listed in {out / 'bad_test_rows.csv'}")
-            predictions = with_bad_rows(predictions, table.bad_rows)
-        deliver(predictions, settings.arena, out)
+        predictions = _answer_all(predictions, table, settings, out)
     wait_for_all()
     return predictions
 
 
-def _by_checkpoints(settings: Settings, out: Path, *, main: bool) -> tuple[ArenaTable, Predictions]:
-    """(the test rows, the mean over the run's checkpoints with the run's temperature)."""
-    folder = Path(settings.run_dir)
+def _by_checkpoints(settings: Settings, out: Path) -> Predictions:
+    """The mean over the run's checkpoints, with the run's temperature; what was read survives a kill."""
+    from infer.arena_passes import ArenaPasses
+
+    folder, main = Path(settings.run_dir), is_main()
     checkpoints = find_checkpoints(folder)
     open_log(out / "infer.log", main=main)
     table = read_test_rows(settings.arena)
     log.info(f"{len(table.rows)} rows from {settings.arena.test_csv}; {len(checkpoints)} checkpoint(s) in {folder}")
-    predictions = average([predict(checkpoint, table.rows, settings, out) for checkpoint in checkpoints])
-    temperature = run_temperature(folder, LABELS, say=True)
-    return table, predictions if temperature is None else apply_temperature(predictions, temperature)
+    work = ArenaPasses(checkpoints, table.rows, settings, out)
+    with work.open() as parts:
+        whole = work.read(parts)
+        found = work.found(parts)
+        wait_for_all()  # the main process takes the parts away
+        mean = work.mean(found)
+        read = np.flatnonzero(np.isfinite(mean[:, 0]))
+        ids = np.array([row.id for row in table.rows], dtype=object)[read]
+        predictions = Predictions(ids, LABELS, mean[read, : len(LABELS)], mean[read, len(LABELS)])
+        temperature = run_temperature(folder, LABELS, say=main)
+        if temperature is not None and len(read):
+            predictions = apply_temperature(predictions, temperature)
+        if main:
+            predictions = _answer_all(predictions, table, settings, out)
+            if whole:
+                parts.finish(work.record(found))
+            else:
+                work.say_left_out(found)
+                parts.record(work.record(found))
+        wait_for_all()
+    return predictions
+
+
+def _answer_all(predictions: Predictions, table: ArenaTable, settings: Settings, out: Path) -> Predictions:
+    """Write the answer to every id of the test file: the mean where a row is damaged, or was not reached in time."""
+    if table.bad_rows:
+        write_bad_rows(out / "bad_test_rows.csv", table.bad_rows)
+        log.info(f"{len(table.bad_rows)} bad rows get the mean prediction; listed in {out / 'bad_test_rows.csv'}")
+    unread = [*(row.id for row in table.rows), *(bad.id for bad in table.bad_rows)]
+    predictions = with_mean_rows(predictions, unread, Path(settings.run_dir))
+    deliver(predictions, settings.arena, out)
+    return predictions
 
 
 def read_test_rows(task: ArenaTask) -> ArenaTable:
@@ -72,45 +101,24 @@ def read_test_rows(task: ArenaTask) -> ArenaTable:
     return table
 
 
-def with_bad_rows(predictions: Predictions, bad_rows: Sequence[BadRow]) -> Predictions:
-    """The table with the rows that could not be read, each given the mean of the others.
+def with_mean_rows(predictions: Predictions, ids: Sequence[str], folder: Path) -> Predictions:
+    """The table with a row for each of the ids that it lacks, given the mean of the others.
 
-    A submission needs every id, and one damaged cell must not cost the other rows their answer.
+    A submission needs every id, and one damaged cell must not cost the other rows their answer. folder: of the run,
+    whose held-out mean is taken where there is no row at all; without one, all labels are as likely.
     """
     known = set(predictions.ids)
-    ids = list(dict.fromkeys(bad.id for bad in bad_rows if bad.id not in known))
+    ids = list(dict.fromkeys(one for one in ids if one not in known))
     if not ids:
         return predictions
-    mean = np.tile(predictions.probs64().mean(axis=0), (len(ids), 1))
+    others, heldout = predictions, folder / "heldout.csv"
+    if not len(predictions) and heldout.is_file():
+        others = Predictions.read(heldout)
+    count = len(predictions.labels)
+    share = others.probs64().mean(axis=0) if len(others) else np.full(count, 1 / count)
     zeros = np.zeros(len(ids), dtype=np.float32)
-    return join([predictions, Predictions(np.array(ids, dtype=object), predictions.labels, mean, zeros)])
-
-
-def predict(checkpoint: Path, rows: list[ArenaRow], settings: Settings, cache: Path) -> Predictions:
-    """One checkpoint's table of the rows. cache: the folder that keeps their tokens for the next checkpoint."""
-    # An adapter's base may stand elsewhere than in training: the run's settings say where.
-    base = settings.model.name if settings.method.name == "adapter" else None
-    attention = settings.encoder.attention if settings.method.name == "encoder" else "auto"
-    classifier = load_classifier(checkpoint, task="arena", labels=LABELS, base=base, attention=attention)
-    other = np.zeros(len(rows), dtype=np.float32)
-    if settings.method.name == "adapter":
-        probs, other, _ = classifier.predict(rows)
-    elif hasattr(classifier, "probs_of"):
-        trainer = settings.trainer
-        probs = classifier.predict_proba(
-            rows,
-            batch_rows=trainer.predict_batch_rows,
-            precision=trainer.precision,
-            cache=cache,
-        )
-    else:
-        probs = classifier.predict_proba(rows)
-    return Predictions(
-        ids=np.array([row.id for row in rows], dtype=object),
-        labels=LABELS,
-        probs=probs,
-        other=other,
-    )
+    filled = Predictions(np.array(ids, dtype=object), predictions.labels, np.tile(share, (len(ids), 1)), zeros)
+    return join([predictions, filled])
 
 
 def deliver(predictions: Predictions, task: ArenaTask, folder: Path) -> None:

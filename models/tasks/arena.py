@@ -148,6 +148,12 @@ def parse_rows(table: Table, *, labelled: bool) -> ArenaTable:
     return ArenaTable(rows, repairs, bad_rows)
 
 
+def text_bytes(row: ArenaRow) -> int:
+    """Bytes of a row's texts in UTF-8: how long reading it takes, as far as that can be told without a tokenizer."""
+    turns = (*row.prompt, *row.response_a, *row.response_b)
+    return sum(len(turn.encode("utf-8", "surrogatepass")) for turn in turns)
+
+
 def read_votes(path: str | Path) -> dict[str, Target]:
     """Shares of the votes over LABELS for each id of a votes table; refuses what is no count, or all zeros."""
     table = read_table(path)
