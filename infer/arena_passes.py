@@ -230,7 +230,7 @@ class ArenaPasses:
     def _name(self, one: Pass) -> str:
         folder = self.checkpoints[one.checkpoint]
         name = folder.parent.name if folder.name == "checkpoint" else folder.name
-        return name + (", answers exchanged" if one.order else "")
+        return name + (" swapped" if one.order else "")
 
 
 def heldout_log_loss(checkpoint: Path) -> float:

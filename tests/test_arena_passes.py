@@ -1,0 +1,242 @@
+"""infer.arena_passes: what was read is kept, a run that goes on gives the same bytes, and time is kept to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import compose, pair_rows, tiny_run, write_arena_csv
+
+from infer import arena_passes, order_readers, stopping
+from infer.order_readers import OrderReader
+from infer.predictions import Predictions
+from infer.run import run as predict
+from train.run import run as train
+
+ROWS = 60
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_encoder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two folds."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(tiny_run(folder, tiny_encoder, "model.head=joint", "trainer.tta=true"))
+    return folder / "run"
+
+
+@pytest.fixture(autouse=True)
+def no_budget() -> Iterator[None]:
+    stopping.forget()
+    yield
+    stopping.forget()
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order_readers, "CHUNK_BATCHES", 2)
+
+
+def settings_of(run: Path, out: Path, *overrides: str):
+    out.mkdir(exist_ok=True)
+    rows = pair_rows(ROWS, seed=5)
+    test = write_arena_csv(out / "test.csv", [*rows[::2], *rows[1::2]], labelled=False)
+    return compose(
+        "+experiment=arena_quickstart", f"run_dir={run}", f"out_dir={out}", f"task.test_csv={test}",
+        "trainer.predict_batch_rows=3", *overrides,
+    )  # fmt: skip
+
+
+def files(out: Path) -> list[bytes]:
+    return [(out / name).read_bytes() for name in ("predictions.csv", "submission.csv", "submission.csv.json")]
+
+
+def stop_after(reads: int, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> list[int]:
+    """Makes the read after so many raise; the numbers of rows of each read until then."""
+    seen: list[int] = []
+    whole = OrderReader.read
+
+    def read(self: OrderReader, at: np.ndarray, *, swapped: bool) -> np.ndarray:
+        if len(seen) == reads:
+            raise error
+        seen.append(len(at))
+        return whole(self, at, swapped=swapped)
+
+    monkeypatch.setattr(OrderReader, "read", read)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def unbroken(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """The files of a run that nothing broke; chunks as in every test here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order_readers, "CHUNK_BATCHES", 2)
+        out = tmp_path_factory.mktemp("unbroken")
+        predict(settings_of(trained, out))
+        return files(out)
+
+
+@pytest.mark.parametrize("reads", [1, 11, 39])
+def test_a_run_that_broke_off_goes_on_to_the_same_bytes(
+    trained: Path, unbroken: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: int
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(reads, patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            predict(settings_of(trained, tmp_path))
+    parts = tmp_path / "submission.csv.parts"
+    assert len(list(parts.glob("part-*"))) == reads and not (tmp_path / "submission.csv").exists()
+    with monkeypatch.context() as patch:
+        again = stop_after(1000, patch, KeyboardInterrupt())
+        predict(settings_of(trained, tmp_path))
+    assert reads + len(again) == 40  # 2 checkpoints x 2 orders x 10 chunks of 6 rows: none is read twice
+    assert files(tmp_path) == unbroken and not parts.exists()
+
+
+def test_chunks_change_no_number(trained: Path, unbroken: list[bytes], tmp_path: Path, monkeypatch) -> None:
+    """An encoder's chunks end where its batches end."""
+    monkeypatch.setattr(order_readers, "CHUNK_BATCHES", 10_000)
+    predict(settings_of(trained, tmp_path))
+    assert files(tmp_path) == unbroken
+
+
+def test_the_passes_are_what_the_classifiers_say(trained: Path, tmp_path: Path) -> None:
+    """The mean of each checkpoint's own predict_proba, which held-out tables come from, with the run's temperature."""
+    from infer.calibration import apply_temperature
+    from infer.checkpoints import find_checkpoints, run_temperature
+    from infer.classifiers import load_classifier
+    from infer.predictions import average
+    from models.tasks.arena import LABELS
+
+    rows = pair_rows(ROWS, seed=5)
+    ids = np.array([row.id for row in rows], dtype=object)
+    tables = [
+        Predictions(ids, LABELS, load_classifier(one).predict_proba(rows), np.zeros(len(rows)))
+        for one in find_checkpoints(trained)
+    ]
+    expected = apply_temperature(average(tables), run_temperature(trained, LABELS) or 1.0)
+    found = predict(settings_of(trained, tmp_path))
+    assert isinstance(found, Predictions)
+    np.testing.assert_allclose(found.align(ids).probs, expected.probs, atol=1e-6)  # batches differ
+
+
+def test_parts_of_other_checkpoints_are_refused(trained: Path, tmp_path: Path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(2, patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            predict(settings_of(trained, tmp_path))
+    with pytest.raises(ValueError, match=r"unfinished output of another run; they differ in checkpoints.*delete"):
+        predict(settings_of(trained / "fold1" / "checkpoint", tmp_path))
+
+
+def test_an_older_submission_is_written_anew(trained: Path, unbroken: list[bytes], tmp_path: Path) -> None:
+    (tmp_path / "submission.csv").write_text("of another run")
+    predict(settings_of(trained, tmp_path))
+    assert files(tmp_path) == unbroken
+
+
+def budgeted(trained: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *, reads: int):
+    """A run whose time is over after so many chunks; its settings."""
+    settings = settings_of(trained, out, "time_budget_minutes=60")
+    stopping.set_time_budget(60)
+    whole, seen = OrderReader.read, []
+
+    def read(self: OrderReader, at: np.ndarray, *, swapped: bool) -> np.ndarray:
+        seen.append(swapped)
+        if len(seen) == reads:
+            stopping.set_time_budget(-1e6)
+        return whole(self, at, swapped=swapped)
+
+    monkeypatch.setattr(OrderReader, "read", read)
+    return settings
+
+
+def record_of(out: Path) -> dict:
+    return json.loads((out / "submission.csv.json").read_text())
+
+
+def rows_of(out: Path) -> list[tuple[str, int]]:
+    """(checkpoint's fold and order, rows read) of each pass."""
+    return [(f"{Path(one['checkpoint']).parent.name} {one['order']}", one["rows"]) for one in record_of(out)["passes"]]
+
+
+def check_valid(out: Path) -> pd.DataFrame:
+    table = pd.read_csv(out / "submission.csv", dtype={"id": str})
+    assert sorted(table["id"]) == sorted(row.id for row in pair_rows(ROWS, seed=5))
+    np.testing.assert_allclose(table.iloc[:, 1:].sum(axis=1), 1, atol=1e-6)
+    return table
+
+
+def test_swap_averaging_is_left_out_first(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    with monkeypatch.context() as patch:
+        predict(budgeted(trained, tmp_path, patch, reads=24))
+    check_valid(tmp_path)
+    read = dict(rows_of(tmp_path))
+    assert read["fold0 as given"] == read["fold1 as given"] == ROWS
+    assert sorted(read.values()) == [0, 24, ROWS, ROWS]
+    said = capsys.readouterr().out
+    assert "time_budget_minutes=60 is spent; it would take about" in said
+    assert "left out, swap averaging: fold" in said and "left out, folds" not in said
+
+
+def test_then_the_fold_with_the_worse_heldout_score_and_the_rest_gets_the_mean(
+    trained: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    losses = [arena_passes.heldout_log_loss(trained / name / "checkpoint") for name in ("fold0", "fold1")]
+    best = f"fold{int(np.argmin(losses))} as given"
+    with monkeypatch.context() as patch:
+        predict(budgeted(trained, tmp_path, patch, reads=4))
+    table = check_valid(tmp_path)
+    assert {name for name, rows in rows_of(tmp_path) if rows} == {best}
+    assert record_of(tmp_path)["rows_not_read"] == ROWS - 24
+    assert "36 rows were read by no checkpoint and get the mean" in capsys.readouterr().out
+    counts = table.iloc[:, 1:].round(6).value_counts()
+    assert counts.iloc[0] == ROWS - 24, "the rows that were not read all have the same, the mean"
+
+
+def test_without_any_time_the_answer_is_the_heldout_mean(trained: Path, tmp_path: Path, monkeypatch) -> None:
+    settings = settings_of(trained, tmp_path, "time_budget_minutes=1")
+    stopping.set_time_budget(-1)
+    predict(settings)
+    table = check_valid(tmp_path)
+    expected = Predictions.read(trained / "heldout.csv").probs64().mean(axis=0)
+    np.testing.assert_allclose(table.iloc[:, 1:], np.tile(expected, (ROWS, 1)), atol=1e-6)
+
+
+def test_after_a_shortened_answer_the_same_command_reads_the_rest(
+    trained: Path, unbroken: list[bytes], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """And the order in which a budget reads changes nothing where its time is enough."""
+    with monkeypatch.context() as patch:
+        settings = budgeted(trained, tmp_path, patch, reads=24)
+        predict(settings)
+    stopping.forget()
+    stopping.set_time_budget(60)
+    predict(settings)
+    assert files(tmp_path) == unbroken and not (tmp_path / "submission.csv.parts").exists()
+    assert "144 rows were there already" in capsys.readouterr().out
+
+
+def test_the_forecast_says_early_what_will_not_fit(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    settings = settings_of(trained, tmp_path, "time_budget_minutes=60")
+    stopping.set_time_budget(60)
+    monkeypatch.setattr(arena_passes, "time_left_s", lambda: 15.0)
+    monkeypatch.setattr(arena_passes.Pace, "seconds", lambda self, cost: 6.0)  # whatever is asked for: a pass, a chunk
+    predict(settings)
+    said = capsys.readouterr().out
+    assert "about 24 s for 4 passes over the rows, 10 s are left: expected to be left out, in whole or in part:" in said
+    assert said.count("fold0 swapped") == said.count("fold1 swapped") == 1
+
+
+def test_long_rows_count_for_more_than_their_share(trained: Path, tmp_path: Path) -> None:
+    """The first chunks hold the longest rows: cost, not rows, tells how much is done."""
+    rows = pair_rows(8)
+    long = [type(rows[0])(**{**vars(row), "response_a": ("good film " * 60,)}) for row in rows[:2]]
+    settings = settings_of(trained, tmp_path)
+    chunks = order_readers.chunk_rows(trained / "fold0" / "checkpoint", [*rows[2:], *long], settings, tmp_path)
+    assert set(chunks.rows[0][:2]) == {6, 7}
+    assert chunks.cost[6] > chunks.sizes[6] > 2 * chunks.sizes[0] > chunks.cost[0]
+    assert sorted(np.concatenate(chunks.rows)) == list(range(8))
