@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,8 +22,11 @@ _DAMAGE = (OSError, EOFError, zlib.error, zipfile.BadZipFile)  # what unpacking 
 
 
 @contextmanager
-def open_table(path: Path, wanted: Sequence[str] | None = None) -> Iterator[tuple[Head, Iterator[Row]]]:
+def open_table(path: Path, wanted: Sequence[str] | None = None, first: int = 0) -> Iterator[tuple[Head, Iterator[Row]]]:
     """The head of a table file and its rows, one at a time; their cells are those of `wanted`, or of every column.
+
+    first: the row to begin at, from 0. The rows before it are parsed and passed over, but for whole row groups of
+    Parquet, which are not read.
 
     A zip holds one CSV, or the path names one inside it (`data.zip/train.csv`). CSV and JSON lines are UTF-8, a byte
     order mark is tolerated, blank lines are passed over. A CSV header without a comma is split at its semicolons or
@@ -43,7 +47,7 @@ def open_table(path: Path, wanted: Sequence[str] | None = None) -> Iterator[tupl
         raise ValueError(f"{path} is a folder, expected a table file. Name the file inside it.")
     if not inside and name.endswith(PARQUET_ENDINGS):
         with _parquet_refusals(path), _open_parquet(path) as file:
-            yield read_parquet(path, file, wanted)
+            yield read_parquet(path, file, wanted, first)
         return
     with _text_refusals(path), _open_binary(path) as binary:
         # surrogatepass: half an emoji written raw reaches the cell reader, which repairs and counts it
@@ -51,7 +55,7 @@ def open_table(path: Path, wanted: Sequence[str] | None = None) -> Iterator[tupl
         read = read_json if not inside and name.endswith(JSON_ENDINGS) else read_csv
         head, rows = read(path, _without_nul(path, stream), wanted)
         _refuse_halves(path, head)
-        yield head, rows
+        yield head, islice(rows, first, None)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +137,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def read_parquet(path: Path, file: Any, wanted: Sequence[str] | None) -> tuple[Head, Iterator[Row]]:
-    """The head and the rows of a pyarrow ParquetFile, decoded a few at a time."""
+def read_parquet(path: Path, file: Any, wanted: Sequence[str] | None, first: int) -> tuple[Head, Iterator[Row]]:
+    """The head and the rows of a pyarrow ParquetFile from row `first` on, decoded a few at a time."""
     import pyarrow as pa
 
     schema = file.schema_arrow
@@ -146,11 +146,16 @@ def read_parquet(path: Path, file: Any, wanted: Sequence[str] | None) -> tuple[H
         raise ValueError(f"{path} is empty: it has no columns.")
     _refuse_repeated(path, schema.names)
     floats = frozenset(field.name for field in schema if pa.types.is_floating(field.type))
-    return Head(tuple(schema.names), floats, has_lines=False), _parquet_rows(file, wanted or schema.names)
+    return Head(tuple(schema.names), floats, has_lines=False), _parquet_rows(file, wanted or schema.names, first)
 
 
-def _parquet_rows(file: Any, names: Sequence[str]) -> Iterator[Row]:
-    for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=list(names)):
+def _parquet_rows(file: Any, names: Sequence[str], first: int) -> Iterator[Row]:
+    sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    ends = list(accumulate(sizes))
+    groups = [group for group, end in enumerate(ends) if end > first]
+    before = max(first - (ends[groups[0]] - sizes[groups[0]]), 0) if groups else 0  # of the first group's rows
+    for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=list(names), row_groups=groups):
+        batch, before = batch.slice(before), max(before - len(batch), 0)
         # to_pylist, not to_pandas: a missing value beside integers must not turn 64-bit ids into rounded floats
         columns = [batch.column(name).to_pylist() for name in names]
         for cells in zip(*columns, strict=True):

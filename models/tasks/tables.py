@@ -45,15 +45,18 @@ def read_table(path: str | Path) -> Table:
         return _table(path, head.columns, list(rows), 0, has_lines=head.has_lines)
 
 
-def stream_table(path: str | Path, chunk_rows: int, columns: Sequence[str] | None = None) -> Iterator[Table]:
+def stream_table(
+    path: str | Path, chunk_rows: int, columns: Sequence[str] | None = None, first: int = 0
+) -> Iterator[Table]:
     """The rows of a table file, chunk_rows at a time (the last chunk fewer); none where only the head is there.
 
     Holds one chunk, whatever the size of the file. columns: the only ones read, in this order; they must exist.
+    first: the row to begin at, from 0.
     """
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows is {chunk_rows}, expected 1 or more rows.")
-    path, first = Path(path), 0
-    with open_table(path, columns) as (head, rows):
+    path = Path(path)
+    with open_table(path, columns, first) as (head, rows):
         names = columns or head.columns
         while chunk := list(islice(rows, chunk_rows)):
             yield _table(path, names, chunk, first, has_lines=head.has_lines)

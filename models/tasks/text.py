@@ -119,10 +119,15 @@ class RowSource:
         Refuses, with its place, a row whose text is missing or is none, whose label is not one of the labels, or
         whose id is missing or stood before.
         """
+        yield from self.chunks_from(0)
+
+    def chunks_from(self, first_chunk: int) -> Iterator[tuple[int, list[TextRow]]]:
+        """As `chunks`, from chunk `first_chunk` on; an id is compared with those after it alone."""
         named = (*self.field_columns.values(), self.id_column, self.label_column, *self.keep_columns)
         columns = list(dict.fromkeys(name for name in named if name is not None))
         seen = SeenTexts()
-        for number, table in enumerate(stream_table(self.path, self.chunk_rows, columns)):
+        first = first_chunk * self.chunk_rows
+        for number, table in enumerate(stream_table(self.path, self.chunk_rows, columns, first), first_chunk):
             rows = self._rows(table)
             if self.id_column is not None:
                 for at in seen.add([row.id for row in rows]):
