@@ -17,7 +17,7 @@ from typing import Any
 
 from infer.answer_calibration import FEWEST_ROWS
 from infer.answer_notes import report_answers
-from infer.calibrator import load_calibrator
+from infer.calibrator import Calibrator, load_calibrator
 from infer.chunked import P, fill_parts, open_parts, probability_columns
 from infer.cutoffs import Cutoff, holds_cutoff, read_cutoff
 from infer.files import read_json
@@ -63,10 +63,7 @@ def run_texts(settings: Settings, *, watch: Callable[[Reader], Reader] | None = 
             f"calibration.fit={settings.calibration.fit} would learn from the rows that {settings.run_dir} was trained "
             "on, where it is surer than on new ones. Give other labelled rows: the run has its own temperature."
         )
-    if calibrator is not None and reader_kind(settings) == "label":
-        # the prompt's mark needs the tokenizer: TextReading checks it again, whole
-        prompt = {key: value for key, value in calibrator.identity.items() if key == "prompt_sha256"}
-        calibrator.check(labels=source.labels, identity={**identity["model"], **prompt})
+    check_calibrator(calibrator, settings, source.labels, identity)
     if from_main(is_main() and finished(output, identity)):
         log.info(f"{output} is finished already")
     else:
@@ -86,6 +83,16 @@ def run_texts(settings: Settings, *, watch: Callable[[Reader], Reader] | None = 
             _write_page(output, source)
     wait_for_all()
     return output
+
+
+def check_calibrator(
+    calibrator: Calibrator | None, settings: Settings, labels: Sequence[str], identity: Mapping[str, Any]
+) -> None:
+    """Refuse, before the model is loaded, a calibrator that was fitted with another one."""
+    if calibrator is not None and reader_kind(settings) == "label":
+        # the prompt's mark needs the tokenizer: TextReading checks it again, whole
+        prompt = {key: value for key, value in calibrator.identity.items() if key == "prompt_sha256"}
+        calibrator.check(labels=labels, identity={**identity["model"], **prompt})
 
 
 def output_of(settings: Settings) -> Path:
@@ -161,7 +168,12 @@ def open_source(settings: Settings) -> RowSource:
 def run_identity(settings: Settings, source: RowSource) -> dict[str, Any]:
     """What every part depends on: the settings that say what is computed, the model's files, the input's bytes."""
     for_people = {"spreadsheet": True} if settings.spreadsheet else {}
-    identity = {**identify(settings), "input": input_identity(source.path), **for_people}
+    return {**reading_identity(settings), "input": input_identity(source.path), **for_people}
+
+
+def reading_identity(settings: Settings) -> dict[str, Any]:
+    """run_identity without the input: what every row's numbers and the bounds of the chunks depend on."""
+    identity = {**identify(settings), "engine.chunk_rows": settings.engine.chunk_rows}
     if settings.calibration.use:
         identity["calibrator"] = input_identity(settings.calibration.use)
     if settings.decision:

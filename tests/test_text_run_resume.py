@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, compose
 from text_runs import arguments, both_files, read, reviews, settings_of
 
 from infer.run import run
+from infer.text_run import reading_identity
 
 
 def test_a_run_killed_in_the_middle_is_resumed_to_the_same_bytes(tmp_path: Path, tiny_language_model: str) -> None:
@@ -87,3 +88,10 @@ def test_two_processes_give_the_bytes_of_one(tmp_path: Path, tiny_language_model
         assert said in done.stdout and done.stdout.count("median mass on the labels") == 1
         assert both_files(tmp_path / "two.parquet") == both_files(tmp_path / "one.parquet")
         assert sorted(path.name for path in tmp_path.glob("two*")) == ["two.parquet", "two.parquet.json"]
+
+
+def test_a_chunk_is_as_long_for_every_method_as_when_the_parts_were_made(minilm: str) -> None:
+    """Else a run that goes on with another engine.chunk_rows would join parts that overlap or leave rows out."""
+    given = ["+experiment=reviews_descriptions"]
+    of_rows = [reading_identity(compose(*given, f"engine.chunk_rows={rows}")) for rows in (8, 9)]
+    assert of_rows[0] != of_rows[1]
