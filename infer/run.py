@@ -28,6 +28,10 @@ def run(settings: Settings) -> Predictions | Path:
     if settings.method.name == "blend":
         return blend_runs(settings)
     if isinstance(settings.task, TextTask):
+        if settings.runner == "ray":
+            from infer.ray_run import run_on_ray
+
+            return run_on_ray(settings)
         from infer.text_run import run_texts
 
         return run_texts(settings)

@@ -63,9 +63,10 @@ def summarise(
     return result
 
 
-def report(output: Path, labels: Sequence[str]) -> None:
-    """Say what a person should know about a finished table, and where it is."""
-    record = read_json(Path(f"{output}.json"))
+def report(output: Path, labels: Sequence[str], path: Path | None = None) -> None:
+    """Say what a person should know about a finished table, and where it is. path: of its record, if not beside it."""
+    path = path or Path(f"{output}.json")
+    record = read_json(path)
     if record["not_finite"] and "answers" in record:
         log.info(
             f"{record['not_finite']} of {record['rows']} rows stay unanswered and stand empty in the table "
@@ -97,7 +98,7 @@ def report(output: Path, labels: Sequence[str]) -> None:
     if undecided:
         counts["left to a person"] = undecided
     log.info("labels chosen: " + ", ".join(f"{label} {count}" for label, count in counts.items()))
-    log.info(f"{output}: {record['rows']} rows, columns p_{', p_'.join(labels)}, p_other ({output}.json says how)")
+    log.info(f"{output}: {record['rows']} rows, columns p_{', p_'.join(labels)}, p_other ({path} says how)")
 
 
 def _heaviest(strays: Sequence[Mapping[str, float]], rows: int) -> list[list[Any]]:

@@ -31,6 +31,7 @@ from models.method_settings import (
     MethodSettings,
 )
 from models.run_checks import check_asked, check_calibration, check_endpoint, check_output
+from models.runner_settings import RaySettings, check_runner
 
 SCHEDULES = ("linear", "cosine", "constant")
 SWAPS = ("both", "random", "none")
@@ -140,7 +141,9 @@ class Settings:
     seed: int
     run_dir: str
     out_dir: str | None  # where python -m infer writes; None: the run folder
-    output: str | None  # task text: the table that python -m infer writes
+    runner: str  # who reads a table of texts: local, this command; ray, actors on one machine or many
+    input: Any  # runner=ray: a file, a folder, a glob such as folder/*.parquet, or a list of these
+    output: str | None  # task text: the table that python -m infer writes; runner=ray: the folder of its parts
     spreadsheet: bool  # task text: the CSV is for one, so no cell of it may become a formula
     report: bool  # report.html of a finished run or table, and its figures as PNGs
     time_budget_minutes: float | None  # from the command's start; stops in time to save and to deliver an answer
@@ -162,12 +165,14 @@ class Settings:
     blend: BlendSettings
     compare: CompareSettings
     track: TrackSettings
+    ray: RaySettings
 
     def __post_init__(self) -> None:
         if self.method.name in TEXT_METHODS and not isinstance(self.task, TextTask):
             raise ValueError(f"method.name={self.method.name} reads texts, not arena rows: task=text or task=skills.")
         if self.compare.ways is not None and not isinstance(self.task, TextTask):
             raise ValueError(f"compare.ways reads texts, not task.name={self.task.name}: task=text or task=skills.")
+        check_runner(self)
         if self.endpoint.url is not None:
             check_endpoint(self)
         if self.method.name in ASKED_METHODS:
@@ -180,7 +185,8 @@ class Settings:
                 )
             if self.question.labels is None:
                 raise ValueError(f"task.name={self.task.name} needs question.labels: the labels, each with its answer.")
-            check_output(self.output, spreadsheet=self.spreadsheet)
+            if self.runner == "local":
+                check_output(self.output, spreadsheet=self.spreadsheet)
             check_calibration(self)
         if self.method.name == "encoder" and not isinstance(self.model, EncoderModel):
             raise ValueError(
@@ -220,6 +226,7 @@ class Settings:
 # Keys that may change between two launches of one run: they say where, how much of it, or how fast, never what. Only
 # dropout draws otherwise after trainer.budget_tokens or model.attention changed, as it does with another seed.
 FREE_KEYS = {
+    "runner", "input", "ray.address", "ray.actors", "ray.cpus_per_actor", "ray.gpus_per_actor", "ray.retries",
     "run_dir", "doctor", "explore", "report", "time_budget_minutes", "folds.only", "folds.file", "task.test_csv",
     "task.sample_csv", "blend.runs", "trainer.budget_tokens", "trainer.predict_batch_rows", "trainer.workers",
     "trainer.saves_per_eval", "out_dir", "output", "track.wandb", "track.project", "engine.budget_tokens",

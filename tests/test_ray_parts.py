@@ -1,0 +1,273 @@
+"""What runner=ray decides without Ray: which files and slices, which parts are ours, what a worker does with damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import compose
+from text_runs import reviews, settings_of
+
+from infer.part_folder import OpenFolder, PartFolder
+from infer.ray_inputs import InputFile, named_files, read_input
+from infer.ray_run import run_on_ray
+from infer.ray_slices import Slice, slices_to_read
+from infer.ray_worker import ReadingJob, SliceReader
+from infer.text_run import reading_identity
+
+
+def table(path: Path, rows: int = 3, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame = reviews(rows)
+    frame.to_parquet(path, **options) if path.suffix == ".parquet" else frame.to_csv(path, index=False)
+    return path
+
+
+def test_a_folder_a_glob_and_a_list_name_tables_by_their_path_below(tmp_path: Path) -> None:
+    for name in ("a.parquet", "b.csv", "day/a.parquet", "_hidden/a.parquet", ".b.csv", "out/part-a.parquet"):
+        table(tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.txt").write_text("no table")
+    out = tmp_path / "in" / "out"
+    assert list(named_files(str(tmp_path / "in"), out)) == ["a.parquet", "b.csv", "day/a.parquet"]
+    assert list(named_files(f"{tmp_path}/in/*.parquet", out)) == ["a.parquet"]
+    assert list(named_files(f"{tmp_path}/in/**/*.parquet", out)) == ["a.parquet", "day/a.parquet"]
+    assert list(named_files(f"{tmp_path}/*/b.csv", out)) == ["in/b.csv"]
+    both = [str(tmp_path / "in" / "b.csv"), f"{tmp_path}/in/*.parquet"]
+    assert list(named_files(both, out)) == ["a.parquet", "b.csv"]
+
+
+def test_what_names_no_table_is_refused(tmp_path: Path) -> None:
+    table(tmp_path / "a.csv")
+    table(tmp_path / "other" / "a.csv")
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+    for given, said in {
+        "s3://bucket/a.parquet": "s3://bucket/a.parquet is an address, expected a path that every machine",
+        f"{tmp_path}/*.parquet": r"\*\.parquet names no table",
+        f"{tmp_path}/empty": "empty names no table",
+        f"{tmp_path}/b.csv": "b.csv does not exist",
+    }.items():
+        with pytest.raises((ValueError, FileNotFoundError), match=said):
+            named_files(given, out)
+    with pytest.raises(ValueError, match=r"two files a\.csv.*Give the folder above both"):
+        named_files([str(tmp_path / "a.csv"), str(tmp_path / "other" / "a.csv")], out)
+    with pytest.raises(ValueError, match="is the folder of input="):
+        named_files(f"{tmp_path}/*.csv", tmp_path)
+
+
+def test_slices_follow_row_groups_and_hold_every_chunk_once() -> None:
+    file = InputFile(Path("a"), "a", {}, (25, 3, 3, 19))  # 50 rows, 7 chunks of 8
+    found = slices_to_read([file], {"a": set()}, {"a": None}, chunk_rows=8, workers=1)
+    # the first chunks of the groups: row 25 is in chunk 3, rows 28 and 31 too; the last group begins with chunk 4
+    assert [(one.first, one.stop) for one in found] == [(0, 4), (4, 7)]
+    found = slices_to_read([file], {"a": {0, 3, 5}}, {"a": None}, chunk_rows=8, workers=8)
+    dealt = [at for one in found for at in range(one.first, one.stop or 0) if one.wants(at) and at not in {0, 3, 5}]
+    assert sorted(dealt) == [1, 2, 4, 6] and len(found) > 2
+    assert not slices_to_read([file], {"a": set(range(7))}, {"a": None}, chunk_rows=8, workers=8)
+
+
+def test_a_text_file_is_read_to_an_end_that_nobody_knows() -> None:
+    file = InputFile(Path("a.csv"), "a.csv", {}, None)
+
+    def slices(done: set[int], end: int | None, workers: int = 1) -> list[tuple[int, int | None, int, int]]:
+        found = slices_to_read([file], {"a.csv": done}, {"a.csv": end}, chunk_rows=8, workers=workers)
+        return [(one.first, one.stop, one.share, one.shares) for one in found]
+
+    assert slices(set(), None, workers=2) == [(0, None, 0, 2), (0, None, 1, 2)]
+    assert slices({0, 1, 3}, None) == [(2, None, 0, 1)]
+    assert slices({0, 1, 3}, 5) == [(2, 5, 0, 1)]
+    assert slices({0, 1, 2}, 3) == []
+
+
+def test_a_slice_survives_json() -> None:
+    one = Slice(InputFile(Path("x/a"), "a", {"bytes": 3}, (25, 3)), 4, None, 1, 2)
+    assert Slice.from_json(one.to_json()) == one
+
+
+def job_of(folder: Path, model: str, *overrides: str) -> tuple[ReadingJob, list[InputFile]]:
+    """What workers of a run over folder/in are given, and its files; 8 rows a chunk."""
+    from infer.ray_worker import for_file
+    from infer.text_reading import TextReading
+    from infer.text_run import open_source
+
+    settings = settings_of(folder, model, "runner=ray", f"input={folder / 'in'}", *overrides, output="out")
+    files = [read_input(name, path) for name, path in named_files(str(folder / "in"), folder / "out").items()]
+    first = for_file(settings, files[0].path)
+    parts = PartFolder(folder / "out", TextReading(first, open_source(first), None, None).schema())
+    return ReadingJob(settings, None, None, parts), files
+
+
+def receipts(job: ReadingJob, slices: list[Slice]) -> list[dict[str, Any]]:
+    batch = {"slice": [one.to_json() for one in slices]}
+    return [json.loads(text) for answer in SliceReader(job)(batch) for text in answer["receipt"]]
+
+
+def test_a_damaged_row_costs_its_chunk_and_no_other(tmp_path: Path, tiny_language_model: str) -> None:
+    rows = reviews(40)
+    rows.loc[19, "label"] = "splendid"
+    (tmp_path / "in").mkdir()
+    rows.to_csv(tmp_path / "in" / "a.csv", index=False)
+    rows.to_parquet(tmp_path / "in" / "b.parquet")
+    job, files = job_of(tmp_path, tiny_language_model)
+    with OpenFolder(job.parts, reading_identity(job.settings), files) as folder:
+        slices = slices_to_read(files, folder.done(), folder.ends(), chunk_rows=8, workers=1)
+        found = receipts(job, slices)
+        assert [one["chunk"] for one in found] == [0, 1, 2, 3, 4] * 2
+        refused = [one for one in found if "refused" in one]
+        assert [one["chunk"] for one in refused] == [2, 2] and "row 20" in refused[0]["refused"]
+        assert folder.done() == {"a.csv": {0, 1, 3, 4}, "b.parquet": {0, 1, 3, 4}}
+        left = slices_to_read(files, folder.done(), folder.ends(), chunk_rows=8, workers=1)
+        assert [(one.first, one.stop) for one in left] == [(2, 3), (2, 3)]
+
+
+def test_a_file_that_breaks_off_ends_its_slice(tmp_path: Path, tiny_language_model: str) -> None:
+    path = table(tmp_path / "in" / "a.csv", 20)
+    path.write_text(path.read_text() + 'r20,"never closed\n')
+    job, files = job_of(tmp_path, tiny_language_model)
+    with OpenFolder(job.parts, reading_identity(job.settings), files) as folder:
+        found = receipts(job, [Slice(files[0], 0, None)])
+        assert ["refused" in one for one in found] == [False, False, True]
+        assert folder.ends() == {"a.csv": None}
+
+
+def test_a_slice_given_again_yields_as_much_and_writes_nothing(tmp_path: Path, tiny_language_model: str) -> None:
+    table(tmp_path / "in" / "a.csv", 40)
+    job, files = job_of(tmp_path, tiny_language_model)
+    with OpenFolder(job.parts, reading_identity(job.settings), files):
+        shares = [Slice(files[0], 0, None, share, 2) for share in range(2)]
+        first = receipts(job, shares)
+        made = {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("part-*")}
+        assert len(made) == 5
+        again = receipts(job, shares)
+        assert [one["chunk"] for one in first] == [one["chunk"] for one in again] == [0, 2, 4, 1, 3]
+        assert made == {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("part-*")}
+
+
+def test_rows_that_kill_their_workers_are_refused_and_a_model_that_does_ends_the_run(
+    tmp_path: Path, tiny_language_model: str
+) -> None:
+    table(tmp_path / "in" / "a.parquet", 24)
+    job, files = job_of(tmp_path, tiny_language_model, "ray.retries=1")
+    with OpenFolder(job.parts, reading_identity(job.settings), files) as folder:
+
+        def died(chunk: int, stage: str) -> None:
+            with job.parts.in_hand(files[0], chunk, stage):
+                mark = folder.folder / "_reading" / job.parts.path(files[0], chunk).stem
+                kept = mark.read_bytes()
+            mark.write_bytes(kept)  # as SIGKILL leaves it
+
+        died(1, "loading")
+        died(1, "reading")
+        found = receipts(job, [Slice(files[0], 0, 3)])
+        assert [one.get("refused") for one in found] == [
+            None, "a.parquet, chunk 1: 2 workers died of it, out of memory or killed", None
+        ]  # fmt: skip
+        for path in folder.folder.glob("part-*"):
+            path.unlink()
+        died(0, "loading")
+        died(0, "loading")
+        assert [sorted(one)[1] for one in receipts(job, [Slice(files[0], 0, 3)])] == ["failed"]
+
+
+def test_rows_without_ids_are_named_by_their_file(tmp_path: Path, tiny_language_model: str) -> None:
+    for name in ("a.csv", "day/a.csv"):
+        table(tmp_path / "in" / name, 3)
+    job, files = job_of(tmp_path, tiny_language_model, "task.id_column=null")
+    with OpenFolder(job.parts, reading_identity(job.settings), files) as folder:
+        receipts(job, [Slice(file, 0, None) for file in files])
+        ids = pd.concat(folder.frames(sorted(folder.folder.glob("part-*")), ["id"]))["id"]
+    assert sorted(ids) == [f"{name}:{at}" for name in ("a.csv", "day/a.csv") for at in range(3)]
+
+
+def test_the_folder_is_refused_to_what_did_not_make_it(tmp_path: Path, tiny_language_model: str) -> None:
+    for name in ("a.parquet", "b.parquet"):
+        table(tmp_path / "in" / name, 8)
+    job, files = job_of(tmp_path, tiny_language_model)
+    identity = reading_identity(job.settings)
+    with OpenFolder(job.parts, identity, files):
+        receipts(job, [Slice(file, 0, 1) for file in files])
+        with pytest.raises(ValueError, match="is being written by another run"):
+            OpenFolder(job.parts, identity, files)
+    OpenFolder(job.parts, identity, files).close()
+    other = {**identity, "question.prompt": "Film: {text}"}
+    with pytest.raises(ValueError, match=r"2 parts that were made otherwise: they differ in question\.prompt"):
+        OpenFolder(job.parts, other, files)
+    with pytest.raises(ValueError, match="1 parts of files that input does not name, part-b-"):
+        OpenFolder(job.parts, identity, files[:1])
+    table(tmp_path / "in" / "b.parquet", 9)
+    changed = [read_input(file.name, file.path) for file in files]
+    with pytest.raises(ValueError, match=r"b\.parquet changed since its parts were made: input_bytes"):
+        OpenFolder(job.parts, identity, changed)
+    table(tmp_path / "in" / "b.parquet", 8)
+    table(tmp_path / "in" / "0.parquet", 8)  # one more stands in nobody's way
+    more = [read_input(name, path) for name, path in named_files(str(tmp_path / "in"), tmp_path / "out").items()]
+    with OpenFolder(job.parts, identity, more) as folder:
+        assert folder.done() == {"0.parquet": set(), "a.parquet": {0}, "b.parquet": {0}}
+
+
+def test_parts_that_are_torn_or_of_a_moved_name_are_not_done(tmp_path: Path, tiny_language_model: str) -> None:
+    table(tmp_path / "in" / "a.parquet", 40)
+    job, files = job_of(tmp_path, tiny_language_model)
+    with OpenFolder(job.parts, reading_identity(job.settings), files) as folder:
+        receipts(job, [Slice(files[0], 0, 5)])
+        paths = [job.parts.path(files[0], chunk) for chunk in range(5)]
+        paths[0].write_bytes(paths[0].read_bytes()[:500])
+        content = bytearray(paths[1].read_bytes())
+        content[40] ^= 1  # in a page: the footer is whole
+        paths[1].write_bytes(bytes(content))
+        paths[2].write_bytes(b"")
+        assert folder.done() == {"a.parquet": {3, 4}}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["input=x.csv"], r"input=x\.csv is for runner=ray; .* task\.input_csv=FILE"),
+        (["runner=spark"], r"runner='spark': expected one of local, ray"),
+        (["runner=ray"], r"predictions\.parquet: runner=ray writes a folder of Parquet parts: output=out/"),
+        (["runner=ray", "output=out", "calibration.fit=batch"], "calibration.fit needs one table on one machine"),
+        (["runner=ray", "output=out", "spreadsheet=true"], "spreadsheet=true with runner=ray"),
+        (["ray.actors=0"], r"ray\.actors=0: expected a number from 1"),
+    ],
+)
+def test_what_the_runner_cannot_do_is_refused_by_name(given: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        compose("+experiment=reviews_soft", *given)
+
+
+@pytest.mark.parametrize(("experiment", "said"), [("arena_deberta", "texts, not arena rows"), ("skills_soft", "once")])
+def test_tasks_that_need_one_machine_are_refused(experiment: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        compose(f"+experiment={experiment}", "runner=ray", "output=out")
+
+
+def test_what_heads_and_ids_tell_is_refused_before_ray_starts(
+    tmp_path: Path, tiny_language_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infer.ray_pool.worker_pool", None)
+    monkeypatch.setattr("infer.ray_run.require_ray", lambda: None)
+
+    def refused(said: str, *overrides: str) -> None:
+        given = ["runner=ray", f"input={tmp_path / 'in'}", *overrides]
+        with pytest.raises((ValueError, OSError), match=said):
+            run_on_ray(settings_of(tmp_path, tiny_language_model, *given, output="out"))
+
+    for name in ("a.parquet", "b.csv"):
+        table(tmp_path / "in" / name, 8)
+    refused(r"b\.csv, row 1 \(line 2\): id 'r0' stands already in .*a\.parquet, row 1")
+    reviews(8).drop(columns="label").assign(id=[f"s{at}" for at in range(8)]).to_csv(tmp_path / "in/b.csv", index=False)
+    refused("task.label_column=auto means label in .*a.parquet and None in .*b.csv")
+    shutil.rmtree(tmp_path / "in")
+    table(tmp_path / "in" / "a.parquet", 8)
+    (tmp_path / "in" / "b.parquet").write_bytes(b"PAR1 and no more")
+    refused("b.parquet is not a Parquet file, or is damaged")
+    (tmp_path / "in" / "b.parquet").unlink()
+    refused("s3://bucket is an address", "output=s3://bucket")
+    if os.geteuid():
+        (tmp_path / "out").mkdir(mode=0o500)
+        refused("out cannot be written")
