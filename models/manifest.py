@@ -39,7 +39,7 @@ def damage(folder: Path, *, required: bool = False) -> str | None:
     try:
         listed = read_record(path)["files"]
         wanted = {str(name): (int(one["bytes"]), str(one["sha256"])) for name, one in listed.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return f"its {MANIFEST} is damaged"
     for name, (size, mark) in wanted.items():
         file = folder / name
