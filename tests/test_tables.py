@@ -255,6 +255,14 @@ def test_a_broken_line_of_json_is_refused_by_its_number(tmp_path: Path, second: 
         read_table(path)
 
 
+def test_text_of_another_encoding_in_parquet_is_refused_by_file(tmp_path: Path) -> None:
+    """pyarrow writes and reads it, and fails only where the cell becomes a text."""
+    text = pa.array([b"Gr\xfc\xdfe"]).cast(pa.string(), safe=False)
+    pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet is not a Parquet file, or is damaged"):
+        read_table(tmp_path / "a.parquet")
+
+
 def test_a_missing_cell_is_none_and_unmarked_text_is_text_in_parquet(tmp_path: Path) -> None:
     table = pa.table({"text": pa.array([b"caf\xc3\xa9", b"\xff"], pa.binary()), "score": [float("nan"), 0.5]})
     pq.write_table(table, tmp_path / "a.parquet")

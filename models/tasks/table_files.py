@@ -152,5 +152,5 @@ def _parquet_refusals(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a text is no UTF-8, which it must be
         raise ValueError(f"{path} is not a Parquet file, or is damaged ({error}). Write it again.") from error
