@@ -34,6 +34,8 @@ from infer.stopping import Stopped, listen, set_time_budget
 from models.choices import one_of
 from models.settings import Settings
 
+BROKEN_PIPE_CODE = 141  # as shells have it: 128 + SIGPIPE
+
 
 def open_door(run: Callable[[Settings], Any]) -> None:
     """Compose the config, check it, hand it to `run`; what a user got wrong ends as a sentence and exit code 2."""
@@ -78,6 +80,11 @@ def open_door(run: Callable[[Settings], Any]) -> None:
     sys.argv = [written[0], *as_meant(written[1:])]
     try:
         compose()
+    except BrokenPipeError:  # Hydra's own words, --help | head
+        sys.exit(BROKEN_PIPE_CODE)
+    except OSError as error:
+        print(f"error: {_told(error)}", file=sys.stderr)
+        sys.exit(2)
     finally:
         _leave_quietly()
 
