@@ -31,7 +31,7 @@ def write_part(path: Path, frame: pd.DataFrame, schema: pa.Schema, extras: Mappi
     assert sorted(frame.columns) == sorted(schema.names), (list(frame.columns), schema.names)
     table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
     table = table.replace_schema_metadata({EXTRAS_KEY: json.dumps(dict(extras), allow_nan=False)})
-    with write_atomically(path) as temporary:
+    with write_atomically(path, make_folder=False) as temporary:  # in another folder it would be nobody's part
         pq.write_table(table, temporary, write_page_checksum=True)
 
 

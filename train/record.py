@@ -32,7 +32,7 @@ def open_run(settings: Settings) -> Path:
     config = folder / "config.yaml"
     if config.is_file():
         mine = flatten(settings)
-        stored = _stored_values(yaml.safe_load(config.read_text(encoding="utf-8")), mine)
+        stored = _stored_values(_read_config(config), mine)
         changed = [key for key in stored if key not in FREE_KEYS and stored[key] != mine[key]]
         if changed:
             listed = ", ".join(f"{key} ({stored[key]} there, {mine[key]} now)" for key in changed)
@@ -43,6 +43,26 @@ def open_run(settings: Settings) -> Path:
     with write_atomically(config) as temporary:
         temporary.write_text(yaml.safe_dump(asdict(settings), sort_keys=False), encoding="utf-8")
     return folder
+
+
+def refuse_vanished(folder: Path) -> None:
+    """Raise FileNotFoundError where the run folder is not the one that was opened: nothing may be put in its place."""
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(
+            f"{folder} has vanished while its run was going: its config.yaml is gone. What was finished went with it. "
+            "Put the folder back, or delete what is left of it and start over."
+        )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """What a run's config.yaml holds. Raises ValueError where it is damaged: what the run is of, nobody knows."""
+    try:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        stored = None
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} is damaged. Put it back from a copy, or delete {path.parent} to start over.")
+    return stored
 
 
 def _stored_values(tree: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:

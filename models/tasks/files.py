@@ -22,11 +22,12 @@ SHOWN = 600  # characters of an error
 
 
 @contextmanager
-def write_atomically(path: str | Path) -> Iterator[Path]:
+def write_atomically(path: str | Path, *, make_folder: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what is written there takes its place when the block ends without error.
 
-    The temporary name ends as `path` does (.csv.gz stays .csv.gz). Missing folders are made. When the block raises,
-    the temporary file is removed and whatever stood at `path` is untouched. What the disk refuses is a DiskError.
+    The temporary name ends as `path` does (.csv.gz stays .csv.gz). Missing folders are made; make_folder=False: not
+    for a file that means nothing without what its folder held. When the block raises, the temporary file is removed
+    and whatever stood at `path` is untouched. What the disk refuses is a DiskError.
     """
     path = Path(path)
     if os.path.isdir(path):  # not Path.is_dir, which raises for a name that is too long
@@ -34,7 +35,8 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     # Not mkstemp: its files are readable by their owner only, and the finished file would stay so.
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
     with told_by_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
             _flush(temporary)
