@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from models.checkpoint import read_identity, write_identity
+from models.checkpoint import read_identity, save_whole, write_identity
 from models.method_settings import EmbeddingSettings, MethodSettings
 from models.tasks.arena import LABELS
 
@@ -61,9 +61,13 @@ def embedding_of(settings: EmbeddingSettings) -> Any:
 
 
 def save_classifier(classifier: Any, folder: Path, *, task: str, method: str) -> None:
-    """Write the checkpoint of a method that learnt by fit; the identity comes last and says that it is whole."""
-    classifier.save(folder)
-    write_identity(folder, task=task, method=method, labels=getattr(classifier, "labels", LABELS))
+    """Write the checkpoint of a method that learnt by fit, all of it in one step."""
+
+    def save(unfinished: Path) -> None:
+        classifier.save(unfinished)
+        write_identity(unfinished, task=task, method=method, labels=getattr(classifier, "labels", LABELS))
+
+    save_whole(folder, save)
 
 
 def load_classifier(
@@ -75,7 +79,7 @@ def load_classifier(
     base: where an adapter's base model is now; None: where it was in training. Other methods need none.
     attention: of an encoder, see load_encoder.
 
-    Raises ValueError for another task or label order, or a method that this version does not know.
+    Raises ValueError for another task or label order, a damaged file, or a method that this version does not know.
     """
     identity = read_identity(folder, task=task, labels=labels)
     method = identity["method"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from models.tasks.files import read_record, write_atomically
@@ -22,16 +23,22 @@ def write_manifest(folder: Path) -> None:
     for file in _files(folder):
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
-            mark = hashlib.file_digest(stream, "sha256").hexdigest()
-        listed[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": mark}
+        listed[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
     with write_atomically(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps({"files": listed}, indent=2) + "\n", encoding="utf-8")
 
 
-def damage(folder: Path, *, required: bool = False) -> str | None:
+def sha256(file: Path) -> str:
+    """The mark of a file's bytes, 64 hex digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def damage(folder: Path, *, required: bool = False, only: Collection[str] | None = None) -> str | None:
     """What is wrong with the folder's files, in words; None where all are as the manifest says.
 
     required: a folder without a manifest is unfinished; else it is taken as it is (older, or made by others).
+    only: the names that matter; None for all.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -41,7 +48,12 @@ def damage(folder: Path, *, required: bool = False) -> str | None:
         wanted = {str(name): (int(one["bytes"]), str(one["sha256"])) for name, one in listed.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return f"its {MANIFEST} is damaged"
+    unlisted = sorted(set(only or ()) - wanted.keys())
+    if unlisted:
+        return f"its {MANIFEST} names no {unlisted[0]}"
     for name, (size, mark) in wanted.items():
+        if only is not None and name not in only:
+            continue
         file = folder / name
         if not file.resolve().is_relative_to(folder.resolve()):
             return f"its {MANIFEST} names {name!r}, which is outside of it"
@@ -49,9 +61,8 @@ def damage(folder: Path, *, required: bool = False) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != mark:
-                return f"{name} holds other bytes than were written"
+        if sha256(file) != mark:
+            return f"{name} holds other bytes than were written"
     return None
 
 

@@ -70,6 +70,7 @@ class TrainerSettings:
     early_stopping: int  # evaluations without improvement; 0 never stops early
     restarts: int  # of a fold that collapsed to the class prior: next seed, half the rate
     workers: int  # processes that prepare batches
+    nan_steps: int  # without a number for a loss, in a row, that end a run; each is skipped
 
     def __post_init__(self) -> None:
         one_of("trainer.keep", self.keep, ("best", "last"))
@@ -82,7 +83,14 @@ class TrainerSettings:
         _check_class_weights(self.class_weights)
         within("trainer.layer_decay", self.layer_decay, 0.01, 1.0)
         within("trainer.evals_per_epoch", self.evals_per_epoch, 0.01, 1_000)
-        for key in ("batch_rows", "accumulation", "predict_batch_rows", "saves_per_eval", "checkpoint_every"):
+        for key in (
+            "batch_rows",
+            "accumulation",
+            "predict_batch_rows",
+            "saves_per_eval",
+            "checkpoint_every",
+            "nan_steps",
+        ):
             within(f"trainer.{key}", getattr(self, key), 1, 1_000_000)
         if self.budget_tokens is not None:
             within("trainer.budget_tokens", self.budget_tokens, 1, 1_000_000_000)
@@ -229,8 +237,8 @@ FREE_KEYS = {
     "runner", "input", "ray.address", "ray.actors", "ray.cpus_per_actor", "ray.gpus_per_actor", "ray.retries",
     "run_dir", "doctor", "explore", "report", "time_budget_minutes", "folds.only", "folds.file", "task.test_csv",
     "task.sample_csv", "blend.runs", "trainer.budget_tokens", "trainer.predict_batch_rows", "trainer.workers",
-    "trainer.saves_per_eval", "out_dir", "output", "track.wandb", "track.project", "engine.budget_tokens",
-    "generation.batch_rows",
+    "trainer.saves_per_eval", "trainer.nan_steps", "out_dir", "output", "track.wandb", "track.project",
+    "engine.budget_tokens", "generation.batch_rows",
     "endpoint.url", "endpoint.key_variable", "endpoint.workers", "endpoint.timeout_s", "endpoint.attempts",
     "endpoint.stop_after", "compare.ways", "compare.only", "compare.per_class", "compare.test_share", "compare.learn",
     "compare.way", "model.attention",
