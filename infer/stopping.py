@@ -63,6 +63,19 @@ def finishing_steps() -> Iterator[None]:
         raise Stopped(number)
 
 
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Inside `finishing_steps`, for what may be dropped half-way: here Stopped is raised where the process stands."""
+    steps, _state["steps"] = _state["steps"], 0
+    try:
+        number = asked_to_stop()
+        if number is not None and steps:
+            raise Stopped(number)
+        yield
+    finally:
+        _state["steps"] = steps
+
+
 def set_time_budget(minutes: float | None) -> None:
     """The run is to be over so many minutes after its process started; None: whenever it is."""
     _state["deadline"] = None if minutes is None else _started + 60 * minutes

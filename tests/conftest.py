@@ -223,3 +223,13 @@ def exact_float32():
     torch.backends.cuda.matmul.allow_tf32 = False
     yield
     torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.fixture(scope="session")
+def warm():
+    """warm.run("train", ..., log=PATH): the commands in forked children of a process that has imported everything."""
+    from warm_commands import WarmCommands
+
+    commands = WarmCommands()
+    yield commands
+    commands.close()

@@ -20,15 +20,9 @@ from models.tasks.arena import LABELS
 from models.tasks.tokens import tokenise_fields
 from train.batches import StepSampler
 from train.callbacks import CollapseGuard, Patience
-from train.loop import (
-    FoldTrainer,
-    class_weights,
-    last_whole_checkpoint,
-    load_trained,
-    parameter_groups,
-    training_arguments,
-)
+from train.loop import FoldTrainer, class_weights, load_trained, parameter_groups, training_arguments
 from train.micro_batches import token_budget
+from train.pace import Pace
 
 ROWS = pair_rows(16)
 
@@ -63,7 +57,9 @@ def trainer(
         model, arguments, sampler=StepSampler(lengths, swap="none", step_items=steps, seed=1), collate=collate,
         budget_tokens=token_budget(settings.trainer, lengths), label_smoothing=smoothing,
         evaluate_heldout=lambda network: {"log_loss": 1.0, "accuracy": 0.5},
-        layer_decay=settings.trainer.layer_decay,
+        layer_decay=settings.trainer.layer_decay, nan_steps=settings.trainer.nan_steps,
+        names=lambda items: [rows[item // 2].id for item in items], name="fold 0",
+        pace=Pace(heldout_steps=1.0, saved_bytes=0, budget_s=float("inf")), deliver=True,
     )  # fmt: skip
 
 
@@ -281,17 +277,6 @@ def test_patience_ends_after_two_evaluations_without_a_better_one(losses: list[f
     control = TrainerControl()
     Patience(2).on_evaluate(ARGUMENTS, state_with(losses, 0.5), control, metrics={})
     assert control.should_training_stop is stops
-
-
-def test_a_cut_off_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    for step, state in ((3, '{"global_step": 3}'), (10, '{"global_'), (20, None)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if state is not None:
-            (folder / "trainer_state.json").write_text(state)
-    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
-    assert not (tmp_path / "checkpoint-20").exists()
-    assert last_whole_checkpoint(tmp_path / "nothing") is None
 
 
 def test_labels_are_in_the_order_of_the_submission() -> None:

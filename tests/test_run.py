@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -242,34 +240,6 @@ def command(folder: Path, encoder: str, *overrides: str, launcher: tuple[str, ..
         f"task.test_csv={folder / 'test.csv'}", f"run_dir={folder / 'run'}", f"model.name={encoder}",
         "task.budget_tokens=64", "trainer.batch_rows=8", "trainer.learning_rate=1e-3", *overrides,
     ]  # fmt: skip
-
-
-def test_killed_in_the_middle_of_fold_1_it_goes_on_to_the_same_table(tmp_path: Path, tiny_encoder: str) -> None:
-    """Finetuning trap 35: a resume needs a folder that the next launch finds again."""
-    options = ("trainer.epochs=30", "trainer.saves_per_eval=3", "model.dropout=0.1", "trainer.budget_tokens=200")
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    train(tiny_run(tmp_path / "whole", tiny_encoder, *options, "trainer.epochs=30"))
-
-    killed = command(tmp_path / "killed", tiny_encoder, *options)
-    process = subprocess.Popen(killed, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    attempts = tmp_path / "killed" / "run" / "fold1" / "attempts" / "0"
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
-        steps = [int(path.name.rpartition("-")[2]) for path in attempts.glob("checkpoint-*")]
-        if steps and max(steps) >= 4:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.005)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
-    assert not (tmp_path / "killed" / "run" / "fold1" / "done.json").exists()
-    done = subprocess.run(killed, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "fold 1: going on from" in done.stdout
-    assert "fold 0: done before, kept" in done.stdout
-    whole, resumed = (tmp_path / name / "run" / "heldout.csv" for name in ("whole", "killed"))
-    assert whole.read_bytes() == resumed.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import torch
 from conftest import pair_rows
 from test_loop import trainer
 
-from train.loop import FoldTrainer, last_whole_checkpoint
+from train.checkpoints import last_whole_checkpoint
+from train.loop import FoldTrainer
 from train.step import exchanges
 
 ROWS = pair_rows(44)  # 44 rows in steps of 16: the last step has 12

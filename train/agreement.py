@@ -1,7 +1,7 @@
-"""What the processes of a launch settle among themselves within a step: the smallest number, the mean gradient.
+"""What the processes of a launch settle among themselves within a step: a number, the mean gradient.
 
-Used where DistributedDataParallel cannot be let to average by itself: a process that has run out of memory would leave
-the others waiting for its part. Knows tensors only.
+Gradients are averaged here where DistributedDataParallel cannot be let to: a process that has run out of memory would
+leave the others waiting for its part. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -18,6 +18,24 @@ def smallest(number: int, device: Any) -> int:
     shared = torch.tensor(number, device=device)
     distributed.all_reduce(shared, op=distributed.ReduceOp.MIN)
     return int(shared)
+
+
+def largest(number: int, device: Any) -> int:
+    """The largest of all processes' numbers, in every process; a process alone has it."""
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return number
+    shared = torch.tensor(number, device=device)
+    distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
+    return int(shared)
+
+
+def mean(value: torch.Tensor) -> float:
+    """The mean of all processes' values, in every process."""
+    shared = value.detach().clone()
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        distributed.all_reduce(shared)
+        shared /= distributed.get_world_size()
+    return float(shared)
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -1,15 +1,13 @@
 """The training loop of one fold: transformers.Trainer with the traps closed.
 
-Subclassed for the sampler, the loss, the parameter groups and our own held-out evaluation; everything else is
-Trainer's. Knows tensors and settings, never text.
+Subclassed for the loss and the parameter groups here, the steps in train.step, evaluation and saves in train.saving;
+everything else is Trainer's. Knows tensors and settings, never text.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +20,16 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from infer.ranks import RANK_WAIT_S
 from models.encoder import HEAD_DEPTH, depth
 from models.settings import Settings
-from train.batches import StepSampler
 from train.callbacks import StepBar
+from train.checkpoints import NETWORK
 from train.levers import embeddings_in_32_bits, trainer_switches
-from train.step import StepTrainer
-
-TRAINED_FILE = "trained.safetensors"
+from train.saving import SavingTrainer
 
 
-class FoldTrainer(StepTrainer):
+class FoldTrainer(SavingTrainer):
     """Trains a network that gives (B, L) logits on soft targets. Its checkpoints hold the trained parameters alone.
 
-    evaluate_heldout: the network -> held-out scores; the same code writes the submission. weights: (L,) of the labels.
+    weights: (L,) of the labels. named: what SavingTrainer and StepTrainer ask for.
     """
 
     def __init__(
@@ -41,24 +37,17 @@ class FoldTrainer(StepTrainer):
         model: torch.nn.Module,
         arguments: TrainingArguments,
         *,
-        sampler: StepSampler,
-        collate: Callable[[list[int]], dict[str, torch.Tensor]],
-        budget_tokens: int,
-        evaluate_heldout: Callable[[torch.nn.Module], dict[str, float]],
         label_smoothing: float = 0.0,
         weights: torch.Tensor | None = None,
         layer_decay: float = 1.0,
         head_rate: float = 1.0,
-        callbacks: list[Any] | None = None,
+        **named: Any,
     ) -> None:
-        self.evaluate_heldout = evaluate_heldout
         self.label_smoothing = label_smoothing
         self.weights = weights
         self.layer_decay = layer_decay
         self.head_rate = head_rate
-        super().__init__(
-            model, arguments, sampler=sampler, collate=collate, budget_tokens=budget_tokens, callbacks=callbacks
-        )
+        super().__init__(model, arguments, **named)
         # Both print every log entry as a dict; EvaluationLine says what matters, the bar moves on a terminal.
         for kind in (PrinterCallback, ProgressCallback):
             self.remove_callback(kind)
@@ -93,19 +82,6 @@ class FoldTrainer(StepTrainer):
             self.optimizer = kind(groups, **options)
         return self.optimizer
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """Held-out scores by the code of the submission.
-
-        Not Trainer's own loop: that one would prepare the model before train() does, after which the ranks of a
-        distributed run drift apart (environment trap T6), and multiplies eval_loss by the number of ranks (T1).
-        """
-        network: Any = self.model
-        network.eval()
-        scores = {f"{metric_key_prefix}_{key}": value for key, value in self.evaluate_heldout(network).items()}
-        self.log(dict(scores))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
-        return scores
-
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The trained parameters of a checkpoint: a frozen base of gigabytes is where it was loaded from."""
         from safetensors.torch import save_file
@@ -113,7 +89,7 @@ class FoldTrainer(StepTrainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained(self.model).items()}
-        save_file(state, folder / TRAINED_FILE)
+        save_file(state, folder / NETWORK)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_trained(model or self.model, Path(resume_from_checkpoint))
@@ -134,7 +110,7 @@ def load_trained(model: Any, folder: Path) -> None:
     """Put a checkpoint's parameters in place. Raises ValueError where it is of another network."""
     from safetensors.torch import load_file
 
-    stored, mine = load_file(folder / TRAINED_FILE), trained(model)
+    stored, mine = load_file(folder / NETWORK), trained(model)
     if stored.keys() != mine.keys():
         odd = sorted(stored.keys() ^ mine.keys())
         raise ValueError(f"{folder} is of another network: {odd[0]} is on one side only. Delete it.")
@@ -221,7 +197,7 @@ def training_arguments(settings: Settings, folder: Path, *, items: int, seed: in
         eval_steps=eval_steps,
         save_strategy="steps",
         save_steps=eval_steps,
-        save_total_limit=2,
+        save_total_limit=None,  # train.checkpoints thins them out
         load_best_model_at_end=trainer.keep == "best",
         metric_for_best_model="log_loss",
         greater_is_better=False,  # inferred wrongly for most names (finetuning trap 37)
@@ -241,20 +217,3 @@ def training_arguments(settings: Settings, folder: Path, *, items: int, seed: in
         # One process drives one GPU; nn.DataParallel would tear the two readings of a siamese pair apart.
         arguments._n_gpu = 1
     return arguments
-
-
-def last_whole_checkpoint(folder: Path, *, delete: bool = True) -> Path | None:
-    """The newest checkpoint that was written to its end; unfinished newer ones are deleted, by one process of a launch.
-
-    Trainer writes trainer_state.json last: a folder without a readable one was cut off by a kill.
-    """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in found:
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            if delete:
-                shutil.rmtree(checkpoint)
-            continue
-        return checkpoint
-    return None

@@ -6,34 +6,50 @@ Knows the order of the work; each step stands in its own module.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from infer.calibration import apply_temperature, settle_temperature, write_calibration
 from infer.files import write_json
+from infer.locks import hold
 from infer.logs import open_log
 from infer.metrics import baseline_lines, score
 from infer.predictions import Predictions, join
-from infer.ranks import is_main, wait_for_all, world_size
+from infer.ranks import from_main, is_main, wait_for_all, world_size
+from infer.stopping import time_left_s
 from infer.thresholds import settle_decision, write_decision
 from models.precision import device_and_precision
 from models.settings import Settings
 from train.baselines import score_baselines
 from train.card import write_cards
-from train.fold import FoldData, train_fold
+from train.finished import settle_finished
+from train.fold import DISAGREEMENT, DONE, HELDOUT, FoldData, train_fold
 from train.folds import make_folds, read_folds, write_folds
-from train.learners import prepare
+from train.learners import TRAINED, prepare
 from train.levers import check_levers
+from train.pace import TimeIsUp
 from train.record import open_run, write_environment
 from train.rows import LabelledRows, read_training_rows
 
 
 def run(settings: Settings) -> dict | None:
-    """Train every wanted fold and score those that are done; the metrics, in the main process. Raises ValueError."""
+    """Train every wanted fold and score those that are done; the metrics, in the main process.
+
+    Raises ValueError, and Stopped where a signal came: what is done is in its place.
+    """
     check_levers(settings)
+    with contextlib.ExitStack() as held:
+        if is_main():
+            held.enter_context(_hold_folder(Path(settings.run_dir)))
+        return _run(settings)
+
+
+def _run(settings: Settings) -> dict | None:
     main = is_main()
     folder = Path(settings.run_dir)
     if main:
@@ -50,21 +66,56 @@ def run(settings: Settings) -> dict | None:
     unknown = sorted(set(wanted) - set(numbers))
     if unknown:
         raise ValueError(f"folds.only names {unknown}, but {folder / 'folds.csv'} has the folds {numbers}.")
-    waiting = [fold for fold in wanted if not (folder / f"fold{fold}" / "done.json").is_file()]
+    finished = from_main(settle_finished(folder, numbers) if main else {})
     if main:
         write_environment(folder, device_line, world_size())
-        for fold in set(wanted) - set(waiting):
-            log.info(f"fold {fold}: done before, kept")
+        for fold in set(wanted) & set(finished):
+            log.info(f"fold {fold}: " + ("cut short before, trained on" if finished[fold] else "done before, kept"))
+    waiting = [fold for fold in wanted if finished.get(fold, True)]
     if waiting:
         prepare(settings, data, folder, main)
-    for fold in waiting:
-        train_fold(settings, data, fold, folder / f"fold{fold}")
-    done = [fold for fold in numbers if (folder / f"fold{fold}" / "done.json").is_file()]
+    done = train_folds(settings, data, waiting, set(finished), folder)
     if done != numbers:
         log.info(f"folds {sorted(set(numbers) - set(done))} are not trained yet: the score is that of folds {done}")
     metrics = finish(settings, data, done, folder) if main else None
     wait_for_all()
     return metrics
+
+
+def _hold_folder(folder: Path) -> IO[str]:
+    """The run folder's lock. Raises ValueError where another run has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return hold(
+        folder / "lock",
+        f"{folder} is being trained in by another process. Wait for it or stop it, or choose another folder: "
+        "run_dir=...",
+    )
+
+
+def train_folds(settings: Settings, data: FoldData, waiting: list[int], done: set[int], folder: Path) -> list[int]:
+    """Train these folds, as far as the time budget goes; all that are done then, in order. done: the folds before.
+
+    While no other fold is done, the one that the budget ends in is cut short, so that there is a network at all; else
+    it is left to the next launch.
+    """
+    from infer.logs import log
+
+    longest_s = 0.0
+    for fold in waiting:
+        others = done - {fold}
+        started = time.monotonic()
+        # A method that learns by fit cannot stop half-way.
+        needed_s = 0.0 if settings.method.name in TRAINED else longest_s
+        if from_main(bool(others) and time_left_s() < needed_s):
+            log.info(f"the time budget is up: fold {fold} is not begun. The same command goes on with it")
+            break
+        try:
+            train_fold(settings, data, fold, folder / f"fold{fold}", deliver=not others)
+        except TimeIsUp:
+            break
+        done = done | {fold}
+        longest_s = max(longest_s, time.monotonic() - started)
+    return sorted(done)
 
 
 def settle_folds(settings: Settings, folder: Path, rows: LabelledRows, main: bool) -> np.ndarray:
@@ -89,12 +140,12 @@ def finish(settings: Settings, data: FoldData, folds: list[int], folder: Path) -
     """Join the folds, fit the temperature, score, and set the score beside the baselines; all of it in files."""
     from infer.logs import log
 
-    heldout = join([Predictions.read(folder / f"fold{fold}" / "heldout.csv") for fold in folds])
-    heldout.write(folder / "heldout.csv")
+    heldout = join([Predictions.read(folder / f"fold{fold}" / HELDOUT) for fold in folds])
+    heldout.write(folder / HELDOUT)
     temperature, calibrated = settle_temperature(heldout)
     write_calibration(folder / "calibration.json", temperature, heldout)
-    done = [json.loads((folder / f"fold{fold}" / "done.json").read_text()) for fold in folds]
-    disagreement = np.concatenate([np.load(folder / f"fold{fold}" / "disagreement.npy") for fold in folds])
+    done = [json.loads((folder / f"fold{fold}" / DONE).read_text()) for fold in folds]
+    disagreement = np.concatenate([np.load(folder / f"fold{fold}" / DISAGREEMENT) for fold in folds])
     groups = dict(zip(data.rows.ids, data.rows.groups.tolist(), strict=True))
     baselines = score_baselines(data, folds, seed=settings.seed, folder=folder)
     by_fold = [entry["log_loss"] for entry in done]
@@ -109,6 +160,8 @@ def finish(settings: Settings, data: FoldData, folds: list[int], folder: Path) -
         "baselines": baselines,
         "seconds": float(sum(entry["seconds"] for entry in done)),
         "collapsed_folds": [entry["fold"] for entry in done if entry.get("collapsed")],
+        "cut_short_folds": [entry["fold"] for entry in done if entry.get("cut_short")],
+        "skipped_steps": sum(entry.get("skipped_steps", 0) for entry in done),
     }
     if data.rows.swap is None:
         metrics["decision"] = settle_labels(heldout, temperature, folder)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
 
 from infer.batching import is_out_of_memory, release_memory
-from train.agreement import average_gradients, smallest
+from train.agreement import average_gradients, largest, smallest
 from train.batches import RowItems, StepSampler
 from train.callbacks import EpochShuffle
 from train.micro_batches import MicroBatches
@@ -28,18 +29,23 @@ log = logging.getLogger("tiebreak")
 class StepTrainer(Trainer):
     """A Trainer whose subclass computes the mean loss of a micro-batch (compute_loss).
 
-    collate: items -> a batch for compute_loss. budget_tokens: of a micro-batch.
+    collate: items -> a batch for compute_loss. budget_tokens: of a micro-batch. nan_steps: so many steps in a row
+    without a number for a loss or a gradient end the training; each is skipped. names: items -> their rows' ids.
     """
 
     def __init__(
         self, model: torch.nn.Module, arguments: TrainingArguments, *, sampler: StepSampler,
-        collate: Callable[[list[int]], dict[str, torch.Tensor]], budget_tokens: int, callbacks: list[Any] | None = None,
+        collate: Callable[[list[int]], dict[str, torch.Tensor]], budget_tokens: int, nan_steps: int,
+        names: Callable[[Sequence[int]], list[str]], callbacks: list[Any] | None = None,
     ) -> None:  # fmt: skip
         self.sampler = sampler
         self.micro = MicroBatches(
             collate, sampler.lengths, budget_tokens=budget_tokens, process=arguments.process_index,
             processes=arguments.world_size,
         )  # fmt: skip
+        self.nan_steps, self.names = nan_steps, names
+        self.skipped_steps = self.skipped_in_a_row = 0
+        self.losses: list[tuple[list[int], torch.Tensor]] = []  # of this step: a micro-batch's items and its mean loss
         items = RowItems(len(sampler.lengths))
         super().__init__(
             model,
@@ -113,6 +119,7 @@ class StepTrainer(Trainer):
         apart: the gradients stay in this process.
         """
         total = torch.zeros((), device=self.args.device)
+        self.losses = []
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         for number, (part, batch) in enumerate(zip(mine, batches, strict=True), start=1):
             last = number == len(mine)
@@ -122,7 +129,10 @@ class StepTrainer(Trainer):
                 with contextlib.nullcontext() if together else self.accelerator.no_sync(model):
                     with self.compute_loss_context_manager():
                         loss: Any = self.compute_loss(model, self._prepare_inputs(batch))
-                    loss = loss * self.micro.weight(part, items)
+                    self.losses.append((part, loss.detach()))
+                    # Where the loss is infinite its gradient may look like any other's. As NaN it reaches all processes
+                    # with their gradients, so that they leave out the same step.
+                    loss = loss * (1.0 + 0.0 * loss.detach()) * self.micro.weight(part, items)
                     self.accelerator.backward(loss, **({"scale_wrt_gas": False} if deepspeed else {}))
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -130,6 +140,50 @@ class StepTrainer(Trainer):
                 return total, part
             total += loss.detach()
         return total, None
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm of a step's gradient; None, and the step is left out, where it is no number. Raises ValueError."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is None or math.isfinite(norm):
+            self.skipped_in_a_row = 0
+            return norm
+        odd = [item for part, loss in self.losses if not math.isfinite(loss) for item in part]
+        scaled = getattr(self.accelerator, "scaler", None) is not None or (self.is_deepspeed_enabled and self.args.fp16)
+        # fp16's scaler finds what does not fit, skips the step and scales less. That is its work, no failure: it
+        # counts only where a loss was no number either.
+        if not scaled or largest(len(odd), self.args.device):
+            self._leave_out(odd, scaled)
+        return None
+
+    def _leave_out(self, odd: list[int], scaled: bool) -> None:
+        """Make the coming optimizer step do nothing; said in the log, counted. odd: the items here without a loss.
+
+        The gradient stays as it is, for whoever looks at it, until Trainer throws it away. The schedule goes on: it
+        counts steps, and the plan of the training does not depend on what could not be read.
+        """
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        what = "loss" if odd or scaled else "loss or gradient"
+        rows = ", ".join(dict.fromkeys(self.names(odd or [item for part, _ in self.losses for item in part])))
+        step = self.state.global_step + 1
+        if self.is_deepspeed_enabled and not scaled:
+            most = 1  # the engine has taken its step by now
+        else:
+            most = self.nan_steps
+            if not scaled:
+                self.accelerator.gradient_state._set_sync_gradients(False)  # accelerate's optimizers then do nothing
+        if self.skipped_in_a_row >= most:
+            raise ValueError(
+                f"Step {step}: the {what} was not a number in {self.skipped_in_a_row} step(s) in a row "
+                f"(trainer.nan_steps={self.nan_steps}). The training stands at its last save, in "
+                f"{self.args.output_dir}. Rows of this step's batch: {rows}. Look at them; if they are right, train "
+                "with a lower trainer.learning_rate or trainer.precision=fp32, in a new run_dir."
+            )
+        if self.is_world_process_zero():
+            log.warning(
+                f"step {step}: the {what} is not a number; the step is skipped, {self.skipped_in_a_row} in a row of at "
+                f"most {most - 1}. Rows: {rows}"
+            )
 
     def _shrink(self, budget_tokens: int, apart: bool) -> None:
         """Make do with a smaller budget; said in the log."""

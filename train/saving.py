@@ -1,0 +1,168 @@
+"""How a training ends before its last step and goes on as if it had not: whole saves, signals, the time budget.
+
+Beside what Trainer saves, a checkpoint holds progress.json: what was counted and not yet logged, whether an evaluation
+is still to come, whether the training was over. Knows steps and files; never rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from infer.files import write_json
+from infer.stopping import Stopped, asked_to_stop, at_once, time_left_s
+from models.tasks.files import read_record
+from train.agreement import largest, mean
+from train.checkpoints import UNFINISHED, put_in_place
+from train.pace import Pace, TimeIsUp
+from train.step import StepTrainer
+
+PROGRESS = "progress.json"
+TIME_IS_UP = 1  # beside the signals' numbers, which are larger
+
+
+class SavingTrainer(StepTrainer):
+    """A StepTrainer that can be stopped after any step.
+
+    name: of the fold, for sentences. deliver: within the time budget the fold is to end with a network, cut short.
+    """
+
+    def __init__(
+        self, *given: Any, name: str, pace: Pace, deliver: bool,
+        evaluate_heldout: Callable[[Any], dict[str, float]], **named: Any,
+    ) -> None:  # fmt: skip
+        self.name, self.pace, self.deliver, self.evaluate_heldout = name, pace, deliver, evaluate_heldout
+        self.evaluation_due = False
+        self._resumed: Path | None = None
+        self._saving = False
+        super().__init__(*given, **named)
+        self.add_callback(_GoOn(self))
+
+    @property
+    def folder(self) -> Path:
+        return Path(str(self.args.output_dir))
+
+    def training_step(self, *given: Any, **named: Any) -> Any:
+        with self.pace.timed("step"):
+            return super().training_step(*given, **named)
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """Held-out scores by the code of the submission.
+
+        Not Trainer's own loop: that one would prepare the model before train() does, after which the ranks of a
+        distributed run drift apart (environment trap T6), and multiplies eval_loss by the number of ranks (T1).
+        """
+        network: Any = self.model
+        network.eval()
+        try:
+            # One process may drop an evaluation, of several all would have to; so a signal waits for those.
+            with at_once() if self.args.world_size == 1 else contextlib.nullcontext(), self.pace.timed("evaluation"):
+                found = self.evaluate_heldout(network)
+        except Stopped as stopped:
+            self.evaluation_due = True
+            self._save_checkpoint(self.model_wrapped, None)
+            raise self._stopped(stopped.signal_number) from None
+        scores = {f"{metric_key_prefix}_{key}": value for key, value in found.items()}
+        self.log(dict(scores))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
+        return scores
+
+    def _maybe_log_save_evaluate(self, *given: Any, **named: Any) -> None:
+        """What follows a step. Raises Stopped or TimeIsUp once it is saved; an evaluation is then left to the next."""
+        reason = self._reason_to_stop()
+        self.evaluation_due = bool(reason) and self.control.should_evaluate
+        if reason:
+            self.control.should_evaluate, self.control.should_save = False, True
+        super()._maybe_log_save_evaluate(*given, **named)
+        if reason == TIME_IS_UP:
+            raise TimeIsUp
+        if reason:
+            raise self._stopped(reason)
+
+    def _reason_to_stop(self) -> int:
+        """The signal's number, TIME_IS_UP, or 0; the same in every process."""
+        reason = asked_to_stop() or 0
+        last = self.state.global_step >= self.state.max_steps or self.control.should_training_stop
+        if not reason and not (last and self.deliver):  # what would be cut short is about to end anyway
+            evaluates = self.control.should_evaluate
+            if time_left_s() < self.pace.needed_s(deliver=self.deliver, evaluates=evaluates):
+                reason = TIME_IS_UP
+        return largest(reason, self.args.device)
+
+    def _stopped(self, number: int) -> Stopped:
+        at = f"{self.name}, step {self.state.global_step} of {self.state.max_steps}"
+        return Stopped(number, f"{at} is saved in {self.folder}. The same command goes on from there.")
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As Trainer's, whole or not at all, see train.checkpoints; by every process of a launch."""
+        with self.pace.timed("save"):
+            main = self.is_world_process_zero()
+            if main:
+                shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            self._saving = True
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._saving = False
+            progress = {
+                "pending_loss": mean(self._tr_loss), "last_logged": self._globalstep_last_logged,
+                "skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row,
+                "evaluation_due": self.evaluation_due, "over": bool(self.control.should_training_stop),
+            }  # fmt: skip
+            self.accelerator.wait_for_everyone()
+            if main:
+                unfinished = self.folder / UNFINISHED / f"checkpoint-{self.state.global_step}"
+                write_json(unfinished / PROGRESS, progress)
+                put_in_place(unfinished)
+            self.accelerator.wait_for_everyone()
+            self._find_best()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.folder / UNFINISHED) if self._saving else str(self.folder)
+
+    def _init_training_state(self, max_steps: int, steps: int, epochs: int, resumed: Any, trial: Any) -> Any:
+        self._resumed = Path(resumed) if resumed else None
+        found = super()._init_training_state(max_steps, steps, epochs, resumed, trial)
+        self._find_best()
+        return found
+
+    def _find_best(self) -> None:
+        """The best network's checkpoint by its step: its path may have changed, when it was saved or with the run's."""
+        best = self.folder / f"checkpoint-{self.state.best_global_step}"
+        self.state.best_model_checkpoint = str(best) if self.state.best_global_step and best.is_dir() else None
+
+    def _run_epoch(self, *given: Any, **named: Any) -> None:
+        if not self.control.should_training_stop:  # a resumed training may be over
+            super()._run_epoch(*given, **named)
+
+    def go_on(self) -> None:
+        """Take up what progress.json of the checkpoint says, before the first step after it."""
+        if self._resumed is None or not (self._resumed / PROGRESS).is_file():
+            return
+        progress = read_record(self._resumed / PROGRESS)
+        self._tr_loss += progress["pending_loss"]
+        self._globalstep_last_logged = progress["last_logged"]
+        self.skipped_steps, self.skipped_in_a_row = progress["skipped_steps"], progress["skipped_in_a_row"]
+        self.control.should_training_stop = progress["over"]
+        if progress["evaluation_due"]:
+            self.control.should_log, self.control.should_evaluate, self.control.should_save = False, True, True
+            self._maybe_log_save_evaluate(
+                self._tr_loss, None, self.model_wrapped, None, self.state.epoch, None, time.time()
+            )
+
+
+class _GoOn(TrainerCallback):
+    """Where Trainer has a loaded checkpoint's state and network in place, and no step was made yet."""
+
+    def __init__(self, loop: SavingTrainer) -> None:
+        self.loop = loop
+
+    def on_train_begin(self, *given: Any, **also: Any) -> None:
+        self.loop.go_on()
