@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,30 @@ def tiny_arguments(folder: Path, encoder: str, *, rows: int = 48) -> list[str]:
         f"run_dir={folder / 'run'}", f"model.name={encoder}", "task.budget_tokens=64", "trainer.batch_rows=8",
         "trainer.epochs=1", "trainer.learning_rate=1e-3",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def fork_server():
+    """A process that has imported everything and forks commands; thirty seconds of imports, once."""
+    from fork_server import Server
+
+    server = Server()
+    yield server
+    server.close()
+
+
+SURVIVED: Counter[str] = Counter()  # faults that a test put in the way of a run, after which nothing was lost
+
+
+def survived(kind: str, count: int = 1) -> None:
+    """Count faults of a kind; what they come to stands in the last lines of a session."""
+    SURVIVED[kind] += count
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if SURVIVED:
+        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(SURVIVED.items()))
+        terminalreporter.write_line(f"{SURVIVED.total()} faults survived, nothing lost: {listed}")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import resource
@@ -21,6 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 NEWNS, NEWUSER = 0x00020000, 0x10000000  # sched.h
 READ_ONLY, REMOUNT, PRIVATE_ALL = 1, 32, (1 << 14) | (1 << 18)  # sys/mount.h
+SAID_BYTES = 2**20  # a command that says more would wait for a reader
+HEARD: dict[int, tuple[int, Path]] = {}  # process id -> where it speaks, and the file for that
 WARM = ("torch", "transformers", "safetensors.torch", "sklearn", "skops.io", "evaluate", "datasets", "pyarrow.parquet",
         "train.cli", "train.run", "train.loop", "train.metrics", "infer.cli", "infer.run", "infer.text_run",
         "infer.encoder", "infer.readers", "infer.report", "hydra")  # fmt: skip
@@ -82,6 +85,7 @@ def serve() -> None:
         order = json.loads(line)
         answer = {"start": _start, "wait": _wait, "mount": mount}[order.pop("do")](**order)
         print(json.dumps(answer), file=answers, flush=True)
+    os._exit(0)  # taking all of it down takes six seconds
 
 
 def alone() -> bool:
@@ -109,14 +113,17 @@ def _start(
     verb: str, arguments: list[str], said: str, file_bytes: int | None = None, environment: dict[str, str] | None = None
 ) -> int:
     """file_bytes: no file may be larger."""
+    reader, writer = os.pipe()  # not the file itself: a limit on files, or a full disk, is not for what is said
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, SAID_BYTES)
     pid = os.fork()
     if pid:
+        os.close(writer)
+        HEARD[pid] = reader, Path(said)
         return pid
     code = 1
     try:
-        out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         for descriptor in (1, 2):
-            os.dup2(out, descriptor)
+            os.dup2(writer, descriptor)
         os.environ |= environment or {}
         if file_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, resource.RLIM_INFINITY))
@@ -128,6 +135,9 @@ def _start(
 def _command(verb: str, arguments: list[str]) -> int:
     import traceback
 
+    from infer.stopping import forget
+
+    forget()
     sys.argv = [f"python -m {verb}", *arguments]
     try:
         if verb == "train":
@@ -152,6 +162,9 @@ def _wait(pid: int, seconds: float = 120) -> int:
     while time.monotonic() < end:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
+            reader, said = HEARD.pop(pid)
+            with os.fdopen(reader, "rb") as stream:
+                said.write_bytes(stream.read())
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.01)
     os.kill(pid, 9)

@@ -83,6 +83,7 @@ def _attempt(
     guard = callbacks.CollapseGuard(prior_log_loss(data, fold), stop=not last)
     loop = _make_loop(settings, data, fold, work, learner, guard, seed=seed, rate=rate, deliver=deliver)
     if is_main():
+        work.mkdir(parents=True, exist_ok=True)
         last_whole_checkpoint(work)
     wait_for_all()
     checkpoint = last_whole_checkpoint(work, mend=False)

@@ -19,6 +19,7 @@ from models.manifest import sha256
 from models.settings import Settings
 from models.tasks.files import write_atomically
 from train.learners import TRAINED
+from train.record import refuse_vanished
 from train.rows import LabelledRows
 
 log = logging.getLogger("tiebreak")
@@ -73,6 +74,7 @@ def train_fold(settings: Settings, data: FoldData, fold: int, folder: Path, *, d
     from train.attempts import fit_network
     from train.checkpoints import clear_attempts
 
+    refuse_vanished(folder.parent)
     started = time.monotonic()
     story: dict[str, Any] = {}
     if settings.method.name in TRAINED:
@@ -89,6 +91,7 @@ def train_fold(settings: Settings, data: FoldData, fold: int, folder: Path, *, d
     classifier = load_classifier(folder / "checkpoint", attention=attention)
     probs, other, disagreement = predict_heldout(settings, classifier, data, held)
     if is_main():
+        refuse_vanished(folder.parent)
         table = data.predictions(held, probs, fold, other)
         table.write(folder / HELDOUT)
         with write_atomically(folder / DISAGREEMENT) as temporary:

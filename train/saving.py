@@ -7,6 +7,7 @@ is still to come, whether the training was over. Knows steps and files; never ro
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from transformers import TrainerCallback
 
 from infer.files import write_json
 from infer.stopping import Stopped, asked_to_stop, at_once, time_left_s
+from models.tasks.disk import told_by_disk
 from models.tasks.files import read_record
 from train.agreement import largest, mean
 from train.checkpoints import UNFINISHED, put_in_place
@@ -101,9 +103,10 @@ class SavingTrainer(StepTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As Trainer's, whole or not at all, see train.checkpoints; by every process of a launch."""
-        with self.pace.timed("save"):
+        with self.pace.timed("save"), told_by_disk(self.folder):
             main = self.is_world_process_zero()
             if main:
+                os.stat(self.folder)  # made when training began: one that has vanished is not made again
                 shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
             self.accelerator.wait_for_everyone()
             self._saving = True
