@@ -32,7 +32,6 @@ from infer.identity import as_json, differences, identity_in
 from infer.locks import hold
 from infer.part_files import part_frame, read_errors, read_extras, read_part, write_part
 from infer.ray_inputs import InputFile
-from models.tasks.files import write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -90,8 +89,7 @@ class PartFolder:
         before = _mark(mark)
         died = [*before["died"], before["stage"]] if before else []
         own = {"pid": os.getpid(), "host": socket.gethostname(), "file": file.name, "stage": stage, "died": died}
-        with write_atomically(mark) as temporary:
-            temporary.write_text(json.dumps(own))
+        mark.write_text(json.dumps(own))  # not flushed: it is to survive its process, not the machine
         try:
             yield died
         finally:
@@ -252,7 +250,7 @@ def _mark(path: Path) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = json.loads(path.read_text())
         return found
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # finished meanwhile, or just begun
         return None
 
 

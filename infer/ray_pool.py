@@ -12,11 +12,14 @@ import json
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
+from infer.chunked import OutOfTime
 from infer.ray_slices import Slice
 from infer.ray_worker import ReadingJob, SliceReader
 from infer.stopping import SIGNALS, time_left_s
@@ -52,38 +55,70 @@ def require_ray() -> None:
 
 @contextmanager
 def worker_pool(job: ReadingJob) -> Iterator[Pool]:
-    """Ray, joined or started; let go of when the block ends, however it does."""
+    """Ray, joined or started, and let go of when the block ends, however it does; one that runs here is used and stays.
+
+    Raises ValueError where no cluster answers or none of its machines has room for a worker, and OutOfTime.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it calls every actor that may restart an error
     import ray
 
     settings = job.settings.ray
     address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
-    if ray.is_initialized():  # by who called us, and theirs to end
-        yield _pool(settings, _machines(), cluster=True)
-        return
-    handlers = {one: signal.getsignal(one) for one in SIGNALS}
+    theirs = ray.is_initialized()
     try:
-        if address == "local":
-            ray.init(
-                address="local", num_cpus=_own_cpus(settings), include_dashboard=False, log_to_driver=False,
-                object_store_memory=OBJECT_STORE_BYTES, logging_level=logging.ERROR,
-            )  # fmt: skip
-        else:
-            told = {name: os.environ[name] for name in _TOLD if name in os.environ}
-            try:
-                ray.init(
-                    address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": told}
-                )  # fmt: skip
-            except ConnectionError as error:
-                raise ValueError(
-                    f"ray.address={address}: no Ray cluster answers there. Start one: ray start."
-                ) from error
-        for one, handler in handlers.items():  # Ray puts its own in their place
-            signal.signal(one, handler)
-        yield _pool(settings, _machines(), cluster=address != "local")
+        if not theirs:
+            _start(address, settings)
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        with _within_the_time():
+            yield fitting_pool(settings, machines, cluster=theirs or address != "local")
     finally:
-        ray.shutdown()
+        if not theirs:
+            ray.shutdown()
+
+
+def _start(address: str, settings: RaySettings) -> None:
+    import ray
+
+    handlers = {one: signal.getsignal(one) for one in SIGNALS}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        cpus = max(os.cpu_count() or 1, ceil((settings.actors or 1) * (settings.cpus_per_actor or 0)))
+        ray.init(
+            "local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
+        )  # fmt: skip
+    else:
+        told = {name: os.environ[name] for name in _TOLD if name in os.environ}
+        try:
+            ray.init(address, runtime_env={"env_vars": told}, **quiet)
+        except ConnectionError as error:
+            raise ValueError(f"ray.address={address}: no Ray answers there. Start it: ray start --head.") from error
+    if threading.current_thread() is threading.main_thread():
+        for one, handler in handlers.items():  # Ray has put its own in their place
+            signal.signal(one, handler)
+
+
+@contextmanager
+def _within_the_time() -> Iterator[None]:
+    """Raises OutOfTime in the block when the time budget is spent: whatever Ray waits for then, it can be left."""
+
+    def spent(*_: object) -> None:
+        raise OutOfTime("time_budget_minutes is spent: what is finished is kept. The same command goes on from there.")
+
+    left_s = time_left_s()
+    if left_s <= 0:
+        spent()
+    if left_s == float("inf") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, spent)
+    signal.setitimer(signal.ITIMER_REAL, left_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def read_slices(pool: Pool, job: ReadingJob, slices: Sequence[Slice]) -> Iterator[dict[str, Any]]:
@@ -107,8 +142,6 @@ def read_slices(pool: Pool, job: ReadingJob, slices: Sequence[Slice]) -> Iterato
             if "failed" in receipt:
                 raise ValueError(f"{receipt['failed']} (on {receipt['host']}, at {receipt['file']})")
             yield receipt
-            if time_left_s() < 0:
-                raise ValueError("time_budget_minutes is spent: what is finished is kept. The same command goes on.")
     except ray.exceptions.RayError as error:
         hands = ", ".join(f"{one['part']} (process {one['pid']} on {one['host']})" for one in job.parts.handed())
         reason = str(error).strip().splitlines()[-1]
@@ -118,19 +151,7 @@ def read_slices(pool: Pool, job: ReadingJob, slices: Sequence[Slice]) -> Iterato
         ) from error
 
 
-def _machines() -> list[dict[str, float]]:
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _own_cpus(settings: RaySettings) -> int | None:
-    """Of a Ray of our own: this machine's, or what was asked for where that is more."""
-    asked = (settings.actors or 1) * (settings.cpus_per_actor or 0)
-    return max(os.cpu_count() or 1, int(-(-asked // 1)))
-
-
-def _pool(settings: RaySettings, machines: Sequence[dict[str, float]], *, cluster: bool) -> Pool:
+def fitting_pool(settings: RaySettings, machines: Sequence[dict[str, float]], *, cluster: bool) -> Pool:
     """How many workers fit. Raises ValueError where none does. machines: {"CPU": 8.0, "GPU": 1.0} of each."""
     gpus = settings.gpus_per_actor
     if gpus is None:

@@ -141,7 +141,7 @@ def _read_all(folder: OpenFolder, job: ReadingJob, done: Mapping[str, set[int]])
     """What is not done, read by workers; the figures of this launch. Raises ValueError where rows were refused."""
     kept, chunk_rows = sum(map(len, done.values())), job.settings.engine.chunk_rows
     refused: list[str] = []
-    rows, started, busy_s = 0, time.monotonic(), 0.0
+    rows, started, busy_s, first_s = 0, time.monotonic(), 0.0, 0.0
     with worker_pool(job) as pool:
         slices = slices_to_read(folder.files, done, folder.ends(), chunk_rows=chunk_rows, workers=pool.actors)
         log.info(f"{len(slices)} slices for {pool.line}" + (f"; {kept} parts are there already" if kept else ""))
@@ -153,17 +153,22 @@ def _read_all(folder: OpenFolder, job: ReadingJob, done: Mapping[str, set[int]])
                     continue
                 if receipt["chunk"] in done[receipt["file"]]:  # of an earlier launch, passed over on the way
                     continue
+                first_s = first_s or time.monotonic() - started
                 rows, busy_s = rows + receipt["rows"], busy_s + receipt["seconds"]
                 bar.update(receipt["rows"])
     seconds = time.monotonic() - started
-    log.info(f"{rows} rows read in {seconds:.1f} s, {rows / seconds:.1f} rows/s; Ray's start and the model are in it")
+    log.info(
+        f"{rows} rows read in {seconds:.1f} s, {rows / seconds:.1f} rows/s; the first part was there after "
+        f"{first_s:.1f} s: Ray's start, the model's and its own"
+    )
     if refused:
         more = f"; and {len(refused) - REFUSALS_NAMED} more" if len(refused) > REFUSALS_NAMED else ""
         raise ValueError(
             f"{len(refused)} chunks of {chunk_rows} rows were refused, the rest is in "
             f"{folder.folder}: {'; '.join(refused[:REFUSALS_NAMED])}{more}"
         )
-    return {"rows_read": rows, "seconds": round(seconds, 3), "worker_seconds": round(busy_s, 3)}
+    figures = {"seconds": seconds, "seconds_to_first_part": first_s, "worker_seconds": busy_s}
+    return {"rows_read": rows, **{key: round(value, 3) for key, value in figures.items()}}
 
 
 def _finish(folder: OpenFolder, job: ReadingJob, source: RowSource, launch: Mapping[str, Any]) -> None:

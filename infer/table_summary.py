@@ -65,12 +65,13 @@ def summarise(
 
 def report(output: Path, labels: Sequence[str], path: Path | None = None) -> None:
     """Say what a person should know about a finished table, and where it is. path: of its record, if not beside it."""
+    answers = beside(output, ANSWERS_FILE).name if path is None else f"_{ANSWERS_FILE}"
     path = path or Path(f"{output}.json")
     record = read_json(path)
     if record["not_finite"] and "answers" in record:
         log.info(
             f"{record['not_finite']} of {record['rows']} rows stay unanswered and stand empty in the table "
-            f"({beside(output, ANSWERS_FILE).name} says why); scores are of the others"
+            f"({answers} says why); scores are of the others"
         )
     elif record["not_finite"]:
         log.info(

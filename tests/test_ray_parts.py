@@ -15,6 +15,7 @@ from text_runs import reviews, settings_of
 
 from infer.part_folder import OpenFolder, PartFolder
 from infer.ray_inputs import InputFile, named_files, read_input
+from infer.ray_pool import fitting_pool, require_ray
 from infer.ray_run import run_on_ray
 from infer.ray_slices import Slice, slices_to_read
 from infer.ray_worker import ReadingJob, SliceReader
@@ -271,3 +272,31 @@ def test_what_heads_and_ids_tell_is_refused_before_ray_starts(
     if os.geteuid():
         (tmp_path / "out").mkdir(mode=0o500)
         refused("out cannot be written")
+
+
+def test_a_missing_ray_is_answered_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'pip install "tiebreak\[ray\]".*or runner=local'):
+        require_ray()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "machines", "expected"),
+    [
+        ([], [{"CPU": 8.0}, {"CPU": 4.0}], (3, 4.0, 0.0)),  # all cores of the smallest machine each
+        (["ray.cpus_per_actor=2", "ray.actors=5"], [{"CPU": 8.0}, {"CPU": 4.0}], (5, 2.0, 0.0)),
+        ([], [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 64.0}], (4, 1.0, 1.0)),  # a machine without a GPU reads nothing
+        (["ray.gpus_per_actor=0.5"], [{"CPU": 8.0, "GPU": 2.0}], (4, 1.0, 0.5)),
+        (["ray.actors=9"], [{"CPU": 2.0, "GPU": 1.0}], (1, 1.0, 1.0)),
+    ],
+)
+def test_workers_are_as_many_as_machines_have_room_for(overrides: list[str], machines: Any, expected: Any) -> None:
+    settings = compose("+experiment=reviews_soft", *overrides).ray
+    pool = fitting_pool(settings, machines, cluster=True)
+    assert (pool.actors, pool.cpus, pool.gpus) == expected
+
+
+def test_a_worker_that_no_machine_has_room_for_is_refused() -> None:
+    settings = compose("+experiment=reviews_soft", "ray.gpus_per_actor=1").ray
+    with pytest.raises(ValueError, match=r"No machine has room for a worker of 1 CPUs and 1 GPUs.*ray\.gpus_per_actor"):
+        fitting_pool(settings, [{"CPU": 8.0}], cluster=False)
