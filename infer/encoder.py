@@ -27,6 +27,7 @@ from models.reader import (
     make_reader,
     scaled_features,
 )
+from models.shards import reading_weights
 from models.tasks.arena import LABELS, SWAP, ArenaRow
 from models.tasks.tokens import TokenFields, cached_fields, tokenise_fields
 
@@ -165,7 +166,8 @@ class EncoderClassifier:
         encoder = load_encoder(str(folder), whole=True, attention=attention, training=False)
         model = build_model(encoder, identity["head"], scale)
         if model.siamese is not None:
-            model.siamese.load_state_dict(load_file(folder / HEAD_FILE))
+            with reading_weights(folder):
+                model.siamese.load_state_dict(load_file(folder / HEAD_FILE))
         return cls(model, tokenizer, reader, scale, tta=identity["tta"], base=identity["base"])
 
 

@@ -17,6 +17,7 @@ from models.adapters import add_lora, autocast, check_formats, prepare_frozen, q
 from models.causal import LoadedModel, load_language_model
 from models.method_settings import AdapterSettings
 from models.precision import device_and_precision
+from models.shards import reading_weights
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,7 @@ class AdapterBase:
 
         model = self.bare()
         first, *others = folders
-        with quiet_peft():
+        with quiet_peft(), reading_weights(first):
             self.carried = PeftModel.from_pretrained(model, str(first), adapter_name="fold0")
             for number, folder in enumerate(others, start=1):
                 self.carried.load_adapter(str(folder), adapter_name=f"fold{number}")

@@ -6,7 +6,6 @@ trained beside other weights. Knows files, never a row.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -18,8 +17,8 @@ from models.adapters import name_padding
 from models.checkpoint import read_identity, write_identity
 from models.fingerprint import fingerprint
 from models.names import local_folder, resolve_gguf, resolve_model
+from models.shards import INDEX, WHOLE, listed_shards
 
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -64,7 +63,7 @@ def _listed(folder: Path) -> tuple[set[Path], set[str]]:
         return {folder / WHOLE}, set()
     if not (folder / INDEX).is_file():
         return set(), set()
-    names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    names = listed_shards(folder)
     missing = {name for name in names if not (folder / name).is_file()}
     return {folder / name for name in names - missing}, missing
 

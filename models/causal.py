@@ -18,6 +18,7 @@ from models.gguf_cache import dequantised
 from models.kind_settings import QUANTIZATIONS
 from models.names import has_safetensors, local_folder, resolve_gguf, resolve_model
 from models.precision import TORCH_NAMES, device_and_precision, own_device
+from models.shards import reading_weights
 from models.tasks.tokens import check_tokenizer, restore_nfkc
 
 
@@ -174,7 +175,7 @@ def read_network(
         arguments["quantization_config"] = _quantization_config(precision, quantization)
     if device != "cpu" or quantization == "nf4":
         arguments["device_map"] = {"": device}  # straight to its place: the whole model never stands in main memory
-    with quiet():
+    with quiet(), reading_weights(source.where):
         try:
             model, report = network.from_pretrained(
                 source.where, config=config, dtype=TORCH_NAMES[precision], use_safetensors=True,

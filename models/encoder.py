@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.shards import reading_weights
 from models.tasks.arena import LABELS
 
 log = logging.getLogger("tiebreak")
@@ -163,16 +164,17 @@ def load_encoder(
     transformers_logging.disable_progress_bar()  # of a second's loading; the rows have bars of their own
     try:
         # float32 whatever the file holds: fp16 weights cannot be trained (trap T8).
-        encoder, report = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=None if allow_pickle and not has_safetensors(source) else True,
-            weights_only=True,
-            ignore_mismatched_sizes=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with reading_weights(source):
+            encoder, report = AutoModelForSequenceClassification.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=None if allow_pickle and not has_safetensors(source) else True,
+                weights_only=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
         refuse_gaps(source, report, whole)
         rows = encoder.get_input_embeddings().weight.shape[0]
         if vocab_size is not None and vocab_size > rows:

@@ -18,6 +18,7 @@ from models.encoder import load_encoder, masked_mean, positions
 from models.encoder_adapters import save_encoder
 from models.prompt_tokens import Encoded, PromptEncoder
 from models.prompts import Piece
+from models.shards import reading_weights
 
 MEAN_FILE = "text_head.safetensors"  # what pooling=mean adds to the ordinary checkpoint
 UNBOUNDED = 1_000_000  # tokenizers without a length of their own name a number above it
@@ -124,7 +125,8 @@ def load_text_network(source: str, *, allow_pickle: bool = False, attention: str
 
     network = TextNetwork(encoder, "mean")
     assert network.mean is not None
-    network.mean.load_state_dict(load_file(beside))
+    with reading_weights(source):
+        network.mean.load_state_dict(load_file(beside))
     return network
 
 

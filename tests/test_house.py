@@ -169,6 +169,12 @@ def test_a_misspelt_override_is_answered_with_the_right_key(override: str) -> No
     assert done.returncode == 2 and "Did you mean trainer.epochs?" in done.stderr
 
 
+def test_a_switch_may_be_written_with_dashes() -> None:
+    from infer.overrides import as_meant
+
+    assert as_meant(["--spreadsheet", "--help", "+experiment=x"]) == ["++spreadsheet=true", "--help", "+experiment=x"]
+
+
 def test_jobs_of_a_sweep_get_folders_of_their_own() -> None:
     from infer.door import to_settings
 

@@ -23,6 +23,9 @@ from infer.chunked import open_parts, part_schema
 from infer.fitted_files import load_fitted, save_fitted
 from infer.logs import indented, open_log, plain
 from infer.text_run import open_source, run_identity
+from models.adapter_files import weight_files
+from models.causal import load_language_model
+from models.encoder import load_encoder
 
 SOURCES = [path for folder in ("models", "infer", "train") for path in (ROOT / folder).rglob("*.py")]
 FORGED = "x\nFORGED 1\r\nFORGED 2\x1b[31m\u2028FORGED 3\u202e"
@@ -95,6 +98,50 @@ def test_a_saved_classifier_names_no_part_outside_its_folder(name: str, tmp_path
     path.write_text(json.dumps(json.loads(path.read_text()) | {"parts": [name]}))
     with pytest.raises(ValueError, match=r"settings\.json is no saved classifier's"):
         load_fitted(tmp_path / "inside", "tfidf")
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/secret.safetensors", "a/../../x", "C:\\x", "..\\x"])
+def test_a_list_of_weights_that_leads_out_of_its_folder_is_refused(
+    name: str, tmp_path: Path, tiny_encoder: str, tiny_language_model: str
+) -> None:
+    for source, load in ((tiny_encoder, load_encoder), (tiny_language_model, load_language_model)):
+        folder = tmp_path / Path(source).name
+        shutil.copytree(source, folder)
+        tensors = list(load_file(folder / "model.safetensors"))
+        shutil.move(folder / "model.safetensors", tmp_path / "secret.safetensors")
+        (folder / "other.safetensors").write_bytes((tmp_path / "secret.safetensors").read_bytes())
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(tensors, name)}))
+        with pytest.raises(ValueError, match=r"index\.json names .* outside of its folder"):
+            load(str(folder))
+    with pytest.raises(ValueError, match="outside of its folder"):
+        weight_files(str(folder))
+
+
+@pytest.mark.parametrize("kept", [0, 7, 3000])
+def test_damaged_weights_are_refused_by_name(
+    kept: int, tmp_path: Path, tiny_encoder: str, tiny_language_model: str
+) -> None:
+    for source, load in ((tiny_encoder, load_encoder), (tiny_language_model, load_language_model)):
+        folder = tmp_path / Path(source).name
+        shutil.copytree(source, folder)
+        whole = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match=f"{folder.name} holds weights that are damaged"):
+            load(str(folder))
+
+
+def test_every_test_that_security_md_names_is_there() -> None:
+    """Its file, and where words follow the file, a test whose name has them."""
+    rows = [line.split("|") for line in (ROOT / "SECURITY.md").read_text().splitlines() if line.startswith("| ")]
+    named = 0
+    for cells in rows[2:]:
+        for file, words in re.findall(r"`(test_\w+\.py)`(?:: ([^`;|]+))?", cells[-2]):
+            source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+            names = re.findall(r"def (test_\w+)", source)
+            wanted = re.findall(r"\w+", words.lower())
+            assert names and any(all(word in name for word in wanted) for name in names), f"{file}: {words}"
+            named += 1
+    assert named >= 20
 
 
 def test_a_lines_control_characters_are_written_out(tmp_path: Path) -> None:
