@@ -24,6 +24,7 @@ ALLOWED = {
     "infer/locks.py:hold": "a lock file holds nothing",
     "infer/compare_ways.py:_run": "a log grows line by line",
     "infer/verdicts.py:ask_endpoint": "answers are added one by one; a line that was cut off is left out when read",
+    "infer/part_folder.py:in_hand": "a mark of who is at work; half of one counts for none",
     "infer/parts.py:_write_parquet": "writes the temporary file that merge() hands it",
     "infer/parts.py:_write_csv": "writes the temporary file that merge() hands it",
     "infer/encoder.py:save": CHECKPOINT,
