@@ -79,6 +79,13 @@ def device_and_precision(asked: str, key: str = "trainer.precision") -> tuple[st
     return "cuda", precision, f"device {name}, sm_{capability[0]}{capability[1]}, precision {precision}{note}"
 
 
+def own_capability() -> tuple[int, int] | None:
+    """Of this process's CUDA device, (6, 0) for sm_60; None on a CPU."""
+    import torch
+
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+
+
 def own_device() -> str:
     """cpu, or this process's GPU, made the current one: launchers number their processes by LOCAL_RANK."""
     import torch

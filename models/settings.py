@@ -36,6 +36,7 @@ from models.runner_settings import RaySettings, check_runner
 SCHEDULES = ("linear", "cosine", "constant")
 SWAPS = ("both", "random", "none")
 OPTIMIZERS = ("adamw", "adamw_plain", "adamw_8bit", "paged_adamw_8bit")
+SHARDINGS = ("none", "zero2", "zero3", "fsdp")
 TRACKS = ("offline", "online", "disabled")
 
 
@@ -71,8 +72,12 @@ class TrainerSettings:
     restarts: int  # of a fold that collapsed to the class prior: next seed, half the rate
     workers: int  # processes that prepare batches
     nan_steps: int  # without a number for a loss, in a row, that end a run; each is skipped
+    sharding: str  # what the processes of a launch deal out among themselves
+    bucket_weights: int  # zero2, zero3: weights whose gradients are exchanged at once
+    whole_below: int  # zero3: a tensor of fewer weights stays whole in every process
 
     def __post_init__(self) -> None:
+        one_of("trainer.sharding", self.sharding, SHARDINGS)
         one_of("trainer.keep", self.keep, ("best", "last"))
         one_of("trainer.schedule", self.schedule, SCHEDULES)
         one_of("trainer.swap", self.swap, SWAPS)
@@ -92,6 +97,8 @@ class TrainerSettings:
             "nan_steps",
         ):
             within(f"trainer.{key}", getattr(self, key), 1, 1_000_000)
+        within("trainer.bucket_weights", self.bucket_weights, 1, 1_000_000_000)
+        within("trainer.whole_below", self.whole_below, 0, 1_000_000_000)
         if self.budget_tokens is not None:
             within("trainer.budget_tokens", self.budget_tokens, 1, 1_000_000_000)
 
@@ -237,8 +244,8 @@ FREE_KEYS = {
     "runner", "input", "ray.address", "ray.actors", "ray.cpus_per_actor", "ray.gpus_per_actor", "ray.retries",
     "run_dir", "doctor", "explore", "report", "time_budget_minutes", "folds.only", "folds.file", "task.test_csv",
     "task.sample_csv", "blend.runs", "trainer.budget_tokens", "trainer.predict_batch_rows", "trainer.workers",
-    "trainer.saves_per_eval", "trainer.nan_steps", "out_dir", "output", "track.wandb", "track.project",
-    "engine.budget_tokens", "generation.batch_rows",
+    "trainer.saves_per_eval", "trainer.nan_steps", "trainer.bucket_weights", "out_dir", "output", "track.wandb",
+    "track.project", "engine.budget_tokens", "generation.batch_rows",
     "endpoint.url", "endpoint.key_variable", "endpoint.workers", "endpoint.timeout_s", "endpoint.attempts",
     "endpoint.stop_after", "compare.ways", "compare.only", "compare.per_class", "compare.test_share", "compare.learn",
     "compare.way", "model.attention",

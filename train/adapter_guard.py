@@ -18,7 +18,8 @@ MOST_SILENT = 32
 class GradientGuard(TrainerCallback):
     """Looks at the gradients of the first step and of the first step after every evaluation that can be judged.
 
-    Raises RuntimeError where an adapter got none, or a frozen layer passes none on.
+    Raises RuntimeError where an adapter got none, or a frozen layer passes none on. Under DeepSpeed, which has made its
+    step and dropped the gradients by then, the frozen layers alone tell.
     """
 
     def __init__(self, model: Any) -> None:
@@ -29,14 +30,15 @@ class GradientGuard(TrainerCallback):
     def on_evaluate(self, *given: Any, **also: Any) -> None:
         self.due = True
 
-    def on_pre_optimizer_step(self, *given: Any, **also: Any) -> None:
-        if not self.due or overflowed(self.model):
+    def on_pre_optimizer_step(self, args: Any = None, *given: Any, **also: Any) -> None:
+        stepped = bool(getattr(args, "deepspeed", None))
+        if not self.due or (not stepped and overflowed(self.model)):
             return
-        self.silent = self.silent + 1 if all_zero(self.model) else 0
+        self.silent = self.silent + 1 if not stepped and all_zero(self.model) else 0
         if 0 < self.silent <= MOST_SILENT:
             return
         self.due = False
-        without = adapters_without_gradient(self.model)
+        without = [] if stepped else adapters_without_gradient(self.model)
         if without:
             raise RuntimeError(
                 f"{len(without)} adapters got no gradient in the first step after an evaluation, the first is "

@@ -22,6 +22,7 @@ from models.checkpoint import save_whole
 from models.settings import Settings
 from train.learners import make_learner
 from train.seeds import fold_seed, seed_everything
+from train.sharding import forget_sharding
 
 if TYPE_CHECKING:
     from train.fold import FoldData
@@ -47,13 +48,15 @@ def fit_network(settings: Settings, data: FoldData, fold: int, folder: Path, *, 
         seed = fold_seed(settings.seed, fold, attempt)
         rate = settings.trainer.learning_rate * RESTART_RATE**attempt
         last = attempt == restarts
-        learner, story = _attempt(settings, data, fold, work, seed=seed, rate=rate, last=last, deliver=deliver)
+        learner, loop, story = _attempt(settings, data, fold, work, seed=seed, rate=rate, last=last, deliver=deliver)
         if not story["collapsed"] or last or story["cut_short"]:
-            if is_main():
-                if story["collapsed"]:
-                    log.warning(f"fold {fold}: still at the class prior after {attempt + 1} attempts; kept, and no use")
-                save_whole(folder / "checkpoint", learner.save)
-            wait_for_all()
+            if is_main() and story["collapsed"]:
+                log.warning(f"fold {fold}: still at the class prior after {attempt + 1} attempts; kept, and no use")
+            with loop.whole(exact=True):
+                if is_main():
+                    save_whole(folder / "checkpoint", learner.save)
+                wait_for_all()
+            forget_sharding()
             return story | {"attempts": attempt + 1}
         if is_main():
             log.warning(
@@ -62,15 +65,16 @@ def fit_network(settings: Settings, data: FoldData, fold: int, folder: Path, *, 
             )
             write_json(work / "collapsed.json", story)
         wait_for_all()
-        del learner
+        del learner, loop
+        forget_sharding()
         gc.collect()
     raise AssertionError("the last attempt always returns")
 
 
 def _attempt(
     settings: Settings, data: FoldData, fold: int, work: Path, *, seed: int, rate: float, last: bool, deliver: bool
-) -> tuple[Any, dict[str, Any]]:
-    """One training from `seed` at `rate`: (the learner with its best weights, its story)."""
+) -> tuple[Any, Any, dict[str, Any]]:
+    """One training from `seed` at `rate`: (the learner with its best weights, the loop that made them, its story)."""
     from infer.ranks import is_main, wait_for_all
     from train import callbacks
     from train.checkpoints import last_whole_checkpoint
@@ -118,7 +122,7 @@ def _attempt(
         "budget_tokens": loop.micro.budget_tokens,  # less than asked where memory ran out
         "log": [entry for entry in state.log_history if "eval_log_loss" in entry or "loss" in entry],
     }
-    return learner, story
+    return learner, loop, story
 
 
 def prior_log_loss(data: FoldData, fold: int) -> float:
@@ -136,8 +140,7 @@ def _settle_network(loop: Any, keep: str) -> None:
         return
     score = math.inf
     if from_main(time_left_s() > loop.pace.needed_s(deliver=True, evaluates=False)):
-        loop.model.eval()
-        score = loop.evaluate_heldout(loop.model)["log_loss"]
+        score = loop.heldout_scores()["log_loss"]
     if score >= loop.state.best_metric:
         loop._load_best_model()
 

@@ -72,6 +72,8 @@ def thin_out(folder: Path) -> None:
             shutil.rmtree(older)
         elif (older / NETWORK).is_file():
             (older / OPTIMIZER).unlink(missing_ok=True)
+            for dealt in older.glob("global_step*"):  # DeepSpeed's
+                shutil.rmtree(dealt)
 
 
 def best_of(checkpoint: Path) -> Path | None:

@@ -6,6 +6,7 @@ everything else is Trainer's. Knows tensors and settings, never text.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from train.callbacks import StepBar
 from train.checkpoints import NETWORK
 from train.levers import embeddings_in_32_bits, trainer_switches
 from train.saving import SavingTrainer
+from train.sharding import make_shardable, sharding_arguments, trainer_precision
+from train.whole_weights import as_dealt
 
 
 class FoldTrainer(SavingTrainer):
@@ -47,6 +50,7 @@ class FoldTrainer(SavingTrainer):
         self.weights = weights
         self.layer_decay = layer_decay
         self.head_rate = head_rate
+        make_shardable(model, arguments)
         super().__init__(model, arguments, **named)
         # Both print every log entry as a dict; EvaluationLine says what matters, the bar moves on a terminal.
         for kind in (PrinterCallback, ProgressCallback):
@@ -82,23 +86,29 @@ class FoldTrainer(SavingTrainer):
             self.optimizer = kind(groups, **options)
         return self.optimizer
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The trained parameters of a checkpoint: a frozen base of gigabytes is where it was loaded from."""
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The trained parameters of a checkpoint: a frozen base of gigabytes is where it was loaded from.
+
+        Every process must call it: where weights are dealt out, each has a part.
+        """
         from safetensors.torch import save_file
 
         folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained(self.model).items()}
-        save_file(state, folder / NETWORK)
+        with self.whole(exact=True):
+            if not self.args.should_save:
+                return
+            folder.mkdir(parents=True, exist_ok=True)
+            state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained(self.model).items()}
+            save_file(state, folder / NETWORK)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trained(model or self.model, Path(resume_from_checkpoint))
+        load_trained(self.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            super()._load_best_model()
-        elif self.state.best_model_checkpoint:
-            load_trained(self.model, Path(self.state.best_model_checkpoint))
+        if self.state.best_model_checkpoint:
+            # DeepSpeed's engine may be left to itself here: there is no step after this one.
+            with self.whole() if self.is_deepspeed_enabled else contextlib.nullcontext():
+                load_trained(self.model, Path(self.state.best_model_checkpoint))
 
 
 def trained(model: Any) -> dict[str, torch.Tensor]:
@@ -116,7 +126,7 @@ def load_trained(model: Any, folder: Path) -> None:
         raise ValueError(f"{folder} is of another network: {odd[0]} is on one side only. Delete it.")
     with torch.no_grad():
         for name, tensor in stored.items():
-            mine[name].copy_(tensor)
+            mine[name].copy_(as_dealt(tensor, mine[name]))
 
 
 def class_weights(asked: Any, targets: np.ndarray, labels: Sequence[str]) -> torch.Tensor | None:
@@ -187,9 +197,9 @@ def training_arguments(settings: Settings, folder: Path, *, items: int, seed: in
         warmup_steps=trainer.warmup_share,  # under 1: a share of all steps
         # Trainer's plain "constant" would pass over the warm-up.
         lr_scheduler_type="constant_with_warmup" if trainer.schedule == "constant" else trainer.schedule,
-        fp16=precision == "fp16",
-        bf16=precision == "bf16",
+        **trainer_precision(trainer, precision),
         **trainer_switches(trainer),
+        **sharding_arguments(trainer, precision),
         use_cpu=not torch.cuda.is_available(),  # without it two CPU ranks train alone, each as rank 0 (trap T5)
         seed=seed,
         data_seed=seed,

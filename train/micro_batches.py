@@ -28,13 +28,15 @@ class MicroBatches:
     """What one process reads of a step at once: at most budget_tokens, padding counted, and one row at least.
 
     collate: items -> the tensors of a batch. lengths: (N,) tokens that each row takes alone, as the sampler has them.
+    even: every process makes as many passes, because each pass is an exchange (train.sharding).
     """
 
     def __init__(
         self, collate: Callable[[list[int]], dict[str, Any]], lengths: np.ndarray, *, budget_tokens: int,
-        process: int = 0, processes: int = 1,
+        process: int = 0, processes: int = 1, even: bool = False,
     ) -> None:  # fmt: skip
         self.collate = collate
+        self.even = even
         self.tokens = np.asarray(lengths).repeat(2)  # by item: both orders of a row are as long
         self._budget_tokens = RawValue("q", budget_tokens)  # the loader's workers see it shrink
         self.process, self.processes = process, processes
@@ -64,13 +66,19 @@ class MicroBatches:
         order = np.asarray(items)
         order = order[np.argsort(-self.tokens[order], kind="stable")]
         shares = [order[process :: self.processes] for process in range(self.processes)]
-        return [
+        cuts = [
             [part.tolist() for part in batches(share if len(share) else order[:1], self.tokens, self.budget_tokens)]
             for share in shares
         ]
+        return evened(cuts) if self.even else cuts
 
-    def weight(self, part: Items, items: Items) -> float:
-        """What a micro-batch's mean loss counts, so that the processes' sums of them average to the step's mean."""
+    def weight(self, part: Items, items: Items, before: Sequence[Items] = ()) -> float:
+        """What a micro-batch's mean loss counts, so that the processes' sums of them average to the step's mean.
+
+        before: those that this process has read of the step; the same one again is a pass that counts nothing.
+        """
+        if part in before:
+            return 0.0
         return 0.0 if self.process >= len(items) else len(part) * self.processes / len(items)
 
     def padding(self, steps: Iterable[Items]) -> float:
@@ -102,6 +110,20 @@ class MicroBatches:
             for passed, mine in zip(self._passed, cuts, strict=True)
             for part in mine
         )
+
+
+def evened(cuts: list[list[list[int]]]) -> list[list[list[int]]]:
+    """The same rows in as many micro-batches for each process: the largest are halved, then the last is read again."""
+    most = max(map(len, cuts))
+    return [_stretched(mine, most) for mine in cuts]
+
+
+def _stretched(parts: list[list[int]], count: int) -> list[list[int]]:
+    parts = list(parts)
+    while len(parts) < count and len(largest := max(parts, key=len)) > 1:
+        at, half = parts.index(largest), len(largest) // 2
+        parts[at : at + 1] = [largest[:half], largest[half:]]
+    return parts + [parts[-1]] * (count - len(parts))
 
 
 def _within(one: tuple[int, int], other: tuple[int, int]) -> bool:

@@ -23,7 +23,7 @@ from infer.predictions import Predictions, join
 from infer.ranks import from_main, is_main, wait_for_all, world_size
 from infer.stopping import time_left_s
 from infer.thresholds import settle_decision, write_decision
-from models.precision import device_and_precision
+from models.precision import device_and_precision, own_capability
 from models.settings import Settings
 from train.baselines import score_baselines
 from train.card import write_cards
@@ -35,6 +35,7 @@ from train.levers import check_levers
 from train.pace import TimeIsUp
 from train.record import open_run, write_environment
 from train.rows import LabelledRows, read_training_rows
+from train.sharding import allow_pascal, check_sharding
 
 
 def run(settings: Settings) -> dict | None:
@@ -43,6 +44,7 @@ def run(settings: Settings) -> dict | None:
     Raises ValueError, and Stopped where a signal came: what is done is in its place.
     """
     check_levers(settings)
+    check_sharding(settings)
     with contextlib.ExitStack() as held:
         if is_main():
             held.enter_context(_hold_folder(Path(settings.run_dir)))
@@ -56,8 +58,11 @@ def _run(settings: Settings) -> dict | None:
         open_run(settings)
     wait_for_all()
     log = open_log(folder / "train.log", main=main)
-    device_line = device_and_precision(settings.trainer.precision)[2]
+    _, precision, device_line = device_and_precision(settings.trainer.precision)
     log.info(f"{settings.name}, seed {settings.seed}, in {folder}: {device_line}, {world_size()} process(es)")
+    pascal = allow_pascal(settings.trainer, precision, own_capability())
+    if pascal is not None:
+        log.info(pascal)
     rows = read_training_rows(settings, folder, main)
     folds = settle_folds(settings, folder, rows, main)
     data = FoldData(rows, folds)

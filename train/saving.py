@@ -11,9 +11,11 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from infer.files import write_json
@@ -24,6 +26,7 @@ from train.agreement import largest, mean
 from train.checkpoints import UNFINISHED, put_in_place
 from train.pace import Pace, TimeIsUp
 from train.step import StepTrainer
+from train.whole_weights import load_deepspeed_state, save_dealt_state, whole
 
 PROGRESS = "progress.json"
 TIME_IS_UP = 1  # beside the signals' numbers, which are larger
@@ -60,12 +63,10 @@ class SavingTrainer(StepTrainer):
         Not Trainer's own loop: that one would prepare the model before train() does, after which the ranks of a
         distributed run drift apart (environment trap T6), and multiplies eval_loss by the number of ranks (T1).
         """
-        network: Any = self.model
-        network.eval()
         try:
             # One process may drop an evaluation, of several all would have to; so a signal waits for those.
             with at_once() if self.args.world_size == 1 else contextlib.nullcontext(), self.pace.timed("evaluation"):
-                found = self.evaluate_heldout(network)
+                found = self.heldout_scores()
         except Stopped as stopped:
             self.evaluation_due = True
             self._save_checkpoint(self.model_wrapped, None)
@@ -74,6 +75,17 @@ class SavingTrainer(StepTrainer):
         self.log(dict(scores))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
+
+    def heldout_scores(self) -> dict[str, float]:
+        """Of the network as it is. Every process must call it."""
+        network: Any = self.model
+        network.eval()
+        with self.whole():
+            return self.evaluate_heldout(network)
+
+    def whole(self, *, exact: bool = False) -> AbstractContextManager[None]:
+        """A block in which every process has the network's whole weights; see train.whole_weights."""
+        return whole(self.model, self.model_wrapped, exact=exact)
 
     def _maybe_log_save_evaluate(self, *given: Any, **named: Any) -> None:
         """What follows a step. Raises Stopped or TimeIsUp once it is saved; an evaluation is then left to the next."""
@@ -126,6 +138,25 @@ class SavingTrainer(StepTrainer):
                 put_in_place(unfinished)
             self.accelerator.wait_for_everyone()
             self._find_best()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As Trainer's; sharded, the optimizer's state alone: the weights are beside it already."""
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        save_dealt_state(self, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")  # type: ignore[union-attr]
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """As Trainer's, but for DeepSpeed's resume: Trainer's would ask a checkpoint for the frozen weights too."""
+        later = resume_from_checkpoint if self.is_deepspeed_enabled else None
+        now = None if later else resume_from_checkpoint
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, now)
+        if later:
+            load_deepspeed_state(self.model_wrapped, Path(later), self.args.world_size)
+            self._load_optimizer_and_scheduler(later)
+        return prepared
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.folder / UNFINISHED) if self._saving else str(self.folder)

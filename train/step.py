@@ -41,7 +41,7 @@ class StepTrainer(Trainer):
         self.sampler = sampler
         self.micro = MicroBatches(
             collate, sampler.lengths, budget_tokens=budget_tokens, process=arguments.process_index,
-            processes=arguments.world_size,
+            processes=arguments.world_size, even=shards(arguments),
         )  # fmt: skip
         self.nan_steps, self.names = nan_steps, names
         self.skipped_steps = self.skipped_in_a_row = 0
@@ -121,10 +121,11 @@ class StepTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         self.losses = []
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        sharded = shards(self.args)  # its gradients are dealt out at every pass: whole ones would need the room
         for number, (part, batch) in enumerate(zip(mine, batches, strict=True), start=1):
             last = number == len(mine)
             self.accelerator.gradient_state._set_sync_gradients(last)  # where DeepSpeed ends its step
-            together = deepspeed or (last and not apart)
+            together = sharded or (last and not apart)
             try:
                 with contextlib.nullcontext() if together else self.accelerator.no_sync(model):
                     with self.compute_loss_context_manager():
@@ -132,7 +133,7 @@ class StepTrainer(Trainer):
                     self.losses.append((part, loss.detach()))
                     # Where the loss is infinite its gradient may look like any other's. As NaN it reaches all processes
                     # with their gradients, so that they leave out the same step.
-                    loss = loss * (1.0 + 0.0 * loss.detach()) * self.micro.weight(part, items)
+                    loss = loss * (1.0 + 0.0 * loss.detach()) * self.micro.weight(part, items, mine[: number - 1])
                     self.accelerator.backward(loss, **({"scale_wrt_gas": False} if deepspeed else {}))
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -193,7 +194,7 @@ class StepTrainer(Trainer):
                 "A single row of a step does not fit into memory. Train with trainer.activation_checkpointing=true, "
                 "shorter rows (task.budget_tokens, engine.max_tokens), or less of the network (model.frozen_layers)."
             )
-        if self.micro.processes > 1 and not apart:
+        if (self.micro.processes > 1 and not apart) or shards(self.args):
             raise MemoryError(
                 f"Memory ran out with {was} tokens at once, and the other processes cannot be told. The same command "
                 f"with trainer.budget_tokens={budget_tokens} goes on from the last save."
@@ -210,6 +211,11 @@ class StepTrainer(Trainer):
         if isinstance(data, torch.Tensor) and not self.is_deepspeed_enabled:
             return data.to(self.args.device, non_blocking=True)
         return super()._prepare_input(data)
+
+
+def shards(arguments: TrainingArguments) -> bool:
+    """Are gradients dealt out to the processes, by DeepSpeed or FSDP, so that each pass of one is a pass of all?"""
+    return bool(arguments.deepspeed or arguments.fsdp)
 
 
 def exchanges(model: Any) -> bool:
