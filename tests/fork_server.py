@@ -21,6 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 NEWNS, NEWUSER = 0x00020000, 0x10000000  # sched.h
+DETACH = 2  # umount2's
 READ_ONLY, REMOUNT, PRIVATE_ALL = 1, 32, (1 << 14) | (1 << 18)  # sys/mount.h
 SAID_BYTES = 2**20  # a command that says more would wait for a reader
 HEARD: dict[int, tuple[int, Path]] = {}  # process id -> where it speaks, and the file for that
@@ -83,7 +84,7 @@ def serve() -> None:
     print(json.dumps({"can_mount": can_mount}), file=answers, flush=True)
     for line in sys.stdin:
         order = json.loads(line)
-        answer = {"start": _start, "wait": _wait, "mount": mount}[order.pop("do")](**order)
+        answer = {"start": _start, "wait": _wait, "mount": mount, "unmount": unmount}[order.pop("do")](**order)
         print(json.dumps(answer), file=answers, flush=True)
     os._exit(0)  # taking all of it down takes six seconds
 
@@ -107,6 +108,10 @@ def mount(folder: str, size: str, read_only: bool = False, again: bool = False) 
     flags = (READ_ONLY if read_only else 0) | (REMOUNT if again else 0)
     libc = ctypes.CDLL(None, use_errno=True)
     return bool(libc.mount(b"tmpfs", folder.encode(), b"tmpfs", flags, f"size={size}".encode()) == 0)
+
+
+def unmount(folder: str) -> bool:
+    return bool(ctypes.CDLL(None, use_errno=True).umount2(folder.encode(), DETACH) == 0)
 
 
 def _start(

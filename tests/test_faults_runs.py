@@ -172,6 +172,18 @@ def test_a_disk_without_the_right_to_write(name: str, jobs: dict[str, Job], fork
     survived("read-only disk")
 
 
+def test_caches_of_libraries_that_cannot_be_written_stop_no_training(
+    jobs: dict[str, Job], fork_server: Server, place: Path
+) -> None:
+    cache = Path.home() / ".cache"
+    cache.mkdir(exist_ok=True)
+    if not fork_server.can_mount or not fork_server.ask("mount", folder=str(cache), size="64k", read_only=True):
+        pytest.skip("this system lets nobody mount a tmpfs here")
+    ends_as_ever(jobs["train"], fork_server, place, place.parent / "said", place)
+    assert fork_server.ask("unmount", folder=str(cache))
+    survived("read-only disk")
+
+
 def when(there: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not there():

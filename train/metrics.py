@@ -3,6 +3,7 @@
 Knows arrays of one evaluation; never ids or files.
 """
 
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,9 @@ def log_loss_metric() -> Any:
             truth_probs = probs[np.arange(len(probs)), np.asarray(references)] / probs.sum(axis=1)
             return {"log_loss": float(-np.log(np.maximum(truth_probs, PROB_FLOOR)).mean())}
 
-    return LogLoss(keep_in_memory=True)
+    # It makes a folder for what it then keeps in memory: not in a home that may be full or read-only.
+    with tempfile.TemporaryDirectory() as folder:
+        return LogLoss(keep_in_memory=True, cache_dir=folder)
 
 
 def heldout_scores() -> Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, float]]:
