@@ -25,12 +25,13 @@ sys.path.insert(0, str(ROOT))  # the checkout's own code, installed or not
 from offline import contents, notebook, wheels  # noqa: E402
 from offline.rehearsal import Plan, rehearse  # noqa: E402
 
+from infer.stopping import Stopped, listen  # noqa: E402
 from models.tasks.files import write_folder_atomically  # noqa: E402
 
 COMPETITION = "llm-classification-finetuning"
 TARGET_PYTHON = "3.12"
 # The run that a rehearsal without a run trains: a network of the usual kind, two folds, a minute. Its score is nothing.
-TINY_ROWS = 96
+TINY_ROWS = 48
 TINY_RUN = ("+experiment=arena_quickstart", "report=false", "track.wandb=disabled")
 
 
@@ -177,6 +178,9 @@ def main(given: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="tiebreak-kaggle-") as work:
             bundle(arguments, Path(work))
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -184,4 +188,5 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    listen()  # what is half written goes when the command is stopped
     sys.exit(main())

@@ -123,7 +123,7 @@ def test_the_simulated_image_is_too_old_in_what_a_run_needs() -> None:
     assert held["transformers"] == "5.9.0"  # tiebreak asks for 5.17
 
 
-@pytest.mark.slow  # three minutes: a small training, an environment, two processes
+@pytest.mark.slow  # two minutes of CPU: a small training, an environment, two processes
 def test_the_rehearsal_passes_with_this_python_and_no_network(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, minilm: str
 ) -> None:

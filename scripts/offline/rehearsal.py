@@ -67,7 +67,8 @@ def rehearse(bundle: Path, contents: Contents, names: Names, plan: Plan, work: P
     )
     texts = [row[key] for row in _rows_of(SAMPLE) for key in ("response_a", "response_b")]
     everything = hidden_rows([one for text in texts for one in json.loads(text) if one])
-    budget_tokens = int(read_identity(contents.checkpoints[0]).get("budget_tokens") or DEFAULT_BUDGET_TOKENS)
+    told = read_identity(contents.checkpoints[0])
+    budget_tokens = int(told.get("budget_tokens") or told.get("max_tokens") or DEFAULT_BUDGET_TOKENS)
     sample = stratified(everything, plan.rows, budget_tokens)
     kinds = Counter(row.kind for row in sample)
     yield f"test set: {len(everything)} rows as the hidden ones; {len(sample)} of them: {dict(sorted(kinds.items()))}"

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+import urllib.request
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("train", "infer", "models", "conf", "pyproject.toml", "README.md", "LICENSE")
 GLIBC = (28, 27, 26, 24, 17, 12, 5)  # manylinux_2_NN that an image of glibc 2.28 or newer takes
 TORCH_CU126 = ("https://download.pytorch.org/whl/cu126", "torch>=2.6,<2.15")  # the last builds with code for a P100
+WAIT_S = 10.0  # for an index to answer
 SDISTS = ("antlr4-python3-runtime",)  # no wheel on the registry; pure Python
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -69,6 +71,7 @@ def fill(folder: Path, *, python: str, extras: Sequence[str] = (), torch_build: 
             where += ["--find-links", torch_build]
             lines.append(f"torch=={wheels_in(Path(torch_build))['torch'].version}")
         else:
+            refuse_unreachable(TORCH_CU126[0], python)
             where += ["--extra-index-url", TORCH_CU126[0]]
             lines.append(TORCH_CU126[1])
         pins.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -79,6 +82,18 @@ def fill(folder: Path, *, python: str, extras: Sequence[str] = (), torch_build: 
             _pip("download", *target, *where, "--no-deps", "--dest", str(folder), one.removeprefix("--no-deps "))
         if torch_build is None:
             (folder / stub.name).unlink(missing_ok=True)
+
+
+def refuse_unreachable(index: str, python: str) -> None:
+    """Raises ValueError with the command that fetches torch elsewhere: pip would try for minutes."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(f"{index}/torch/", method="HEAD"), timeout=WAIT_S).close()
+    except OSError as error:
+        raise ValueError(
+            f"{index}, which has the torch that a P100 needs, cannot be reached ({error}). Where it can: pip download "
+            f"{TORCH_CU126[1]!r} --index-url {index} --only-binary=:all: --python-version {python} "
+            "--platform manylinux_2_28_x86_64 --dest FOLDER; then give --torch FOLDER here."
+        ) from None
 
 
 def write_record(folder: Path, *, python: str, always: Iterable[str] = ()) -> None:
