@@ -258,3 +258,22 @@ def warm():
     commands = WarmCommands()
     yield commands
     commands.close()
+
+
+@pytest.fixture(scope="session")
+def road(warm, tiny_encoder: str, tiny_language_model: str, tmp_path_factory: pytest.TempPathFactory):
+    """road(kind): the undisturbed run of each kind, made once."""
+    from warm_runs import ROADS, Road, outcome
+
+    made: dict[str, Road] = {}
+
+    def make(kind: str) -> Road:
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            command = ROADS[kind](folder, tiny_language_model if kind == "adapter" else tiny_encoder)
+            code, seconds = warm.run(*command, f"run_dir={folder / 'run'}", log=folder / "log")
+            assert code == 0, (folder / "log").read_text()[-3000:]
+            made[kind] = Road(command, seconds, outcome(folder / "run"), warm.run)
+        return made[kind]
+
+    return make

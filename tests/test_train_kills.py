@@ -7,60 +7,15 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from warm_runs import adapter_road, differing, encoder_road, moments, outcome, text_road
+from warm_runs import ROADS, Road, moments
 
 from models.manifest import MANIFEST, damage
 from train.checkpoints import last_whole_checkpoint
 from train.finished import settle_finished
-
-ROADS = {"encoder": encoder_road, "text": text_road, "adapter": adapter_road}
-
-
-@dataclass
-class Road:
-    """A command, how long it takes undisturbed, and what it leaves then."""
-
-    command: list[str]
-    seconds: float
-    whole: dict[str, Any]
-    run: Callable[..., tuple[int, float]]
-
-    def ends_as_undisturbed(self, folder: Path) -> None:
-        code, _ = self.run(*self.command, f"run_dir={folder / 'run'}", log=folder / "log")
-        assert code == 0, (folder / "log").read_text()[-3000:]
-        assert differing(outcome(folder / "run"), self.whole) == []
-
-    def killed(self, folder: Path, after_s: float) -> bool:
-        """Whether it was killed before it ended."""
-        code, _ = self.run(
-            *self.command, f"run_dir={folder / 'run'}", log=folder / "log", number=signal.SIGKILL, after_s=after_s
-        )
-        assert code in (0, -signal.SIGKILL), (folder / "log").read_text()[-3000:]
-        return code != 0
-
-
-@pytest.fixture(scope="module")
-def road(warm, tiny_encoder: str, tiny_language_model: str, tmp_path_factory: pytest.TempPathFactory):
-    """road(kind): the undisturbed run of each kind, made once."""
-    made: dict[str, Road] = {}
-
-    def make(kind: str) -> Road:
-        if kind not in made:
-            folder = tmp_path_factory.mktemp(kind)
-            command = ROADS[kind](folder, tiny_language_model if kind == "adapter" else tiny_encoder)
-            code, seconds = warm.run(*command, f"run_dir={folder / 'run'}", log=folder / "log")
-            assert code == 0, (folder / "log").read_text()[-3000:]
-            made[kind] = Road(command, seconds, outcome(folder / "run"), warm.run)
-        return made[kind]
-
-    return make
 
 
 def kill_at_moments(one: Road, count: int, folder: Path, *, seed: int) -> int:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +79,29 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 def moments(count: int, seed: int, longest_s: float) -> list[float]:
     """Seconds after the start, uniform over a run's time."""
     return np.random.default_rng(seed).uniform(0.0, longest_s, count).tolist()
+
+
+@dataclass
+class Road:
+    """A command, how long it takes undisturbed, and what it leaves then."""
+
+    command: list[str]
+    seconds: float
+    whole: dict[str, Any]
+    run: Callable[..., tuple[int, float]]
+
+    def ends_as_undisturbed(self, folder: Path) -> None:
+        code, _ = self.run(*self.command, f"run_dir={folder / 'run'}", log=folder / "log")
+        assert code == 0, (folder / "log").read_text()[-3000:]
+        assert differing(outcome(folder / "run"), self.whole) == []
+
+    def killed(self, folder: Path, after_s: float) -> bool:
+        """Whether it was killed before it ended."""
+        code, _ = self.run(
+            *self.command, f"run_dir={folder / 'run'}", log=folder / "log", number=signal.SIGKILL, after_s=after_s
+        )
+        assert code in (0, -signal.SIGKILL), (folder / "log").read_text()[-3000:]
+        return code != 0
+
+
+ROADS = {"encoder": encoder_road, "text": text_road, "adapter": adapter_road}

@@ -5,7 +5,6 @@ Knows rows and folds; what each baseline is stands in infer.baselines.
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from infer.files import write_json
 from infer.metrics import PRIOR
 from infer.predictions import Predictions, join
 from models.method_settings import MethodSettings
+from models.tasks.files import read_record
 from train.fold import FoldData, fit_rows
 
 log = logging.getLogger("tiebreak")
@@ -26,7 +26,10 @@ TEXTS = {"uniform": "uniform", "prior": PRIOR, "tfidf": "TF-IDF", "embedding_log
 def score_baselines(data: FoldData, folds: list[int], *, seed: int, folder: Path) -> dict[str, float]:
     """Held-out log loss of every baseline on these folds, by its name in words. Kept in baselines.json."""
     path = folder / "baselines.json"
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        kept = read_record(path)
+    except (OSError, ValueError):  # none yet, or damaged
+        kept = {}
     if kept.get("folds") != folds:
         wanted = baselines_of(data)
         log.info(f"baselines on the same folds: {', '.join(wanted.values())}")

@@ -213,6 +213,7 @@ def training_arguments(settings: Settings, folder: Path, *, items: int, seed: in
         greater_is_better=False,  # inferred wrongly for most names (finetuning trap 37)
         logging_strategy="steps",
         logging_steps=max(1, steps_per_epoch // 20),
+        logging_nan_inf_filter=False,  # train.step leaves such steps out of the log
         dataloader_num_workers=trainer.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,

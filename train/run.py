@@ -152,7 +152,10 @@ def finish(settings: Settings, data: FoldData, folds: list[int], folder: Path) -
     done = [json.loads((folder / f"fold{fold}" / DONE).read_text()) for fold in folds]
     disagreement = np.concatenate([np.load(folder / f"fold{fold}" / DISAGREEMENT) for fold in folds])
     groups = dict(zip(data.rows.ids, data.rows.groups.tolist(), strict=True))
-    baselines = score_baselines(data, folds, seed=settings.seed, folder=folder)
+    late = time_left_s() < 0
+    if late:
+        log.info("the time budget is up: baselines and report are left out. The same command makes them")
+    baselines = {} if late else score_baselines(data, folds, seed=settings.seed, folder=folder)
     by_fold = [entry["log_loss"] for entry in done]
     metrics = {
         **score(heldout, groups=groups),
@@ -179,7 +182,7 @@ def finish(settings: Settings, data: FoldData, folds: list[int], folder: Path) -
     log.info(baseline_lines(metrics, baselines))
     beside = ", ".join(f"{name} {loss:.4f}" for name, loss in baselines.items())
     log.info(f"held-out log loss {metrics['log_loss']:.4f} ({beside}), recorded in {folder / 'metrics.json'}")
-    if settings.report:
+    if settings.report and not late:
         write_page(data, folder)
     return metrics
 

@@ -129,6 +129,7 @@ class SavingTrainer(StepTrainer):
             progress = {
                 "pending_loss": mean(self._tr_loss), "last_logged": self._globalstep_last_logged,
                 "skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row,
+                "unread_steps": self.unread_steps,
                 "evaluation_due": self.evaluation_due, "over": bool(self.control.should_training_stop),
             }  # fmt: skip
             self.accelerator.wait_for_everyone()
@@ -184,6 +185,7 @@ class SavingTrainer(StepTrainer):
         self._tr_loss += progress["pending_loss"]
         self._globalstep_last_logged = progress["last_logged"]
         self.skipped_steps, self.skipped_in_a_row = progress["skipped_steps"], progress["skipped_in_a_row"]
+        self.unread_steps = progress["unread_steps"]
         self.control.should_training_stop = progress["over"]
         if progress["evaluation_due"]:
             self.control.should_log, self.control.should_evaluate, self.control.should_save = False, True, True

@@ -45,6 +45,7 @@ class StepTrainer(Trainer):
         )  # fmt: skip
         self.nan_steps, self.names = nan_steps, names
         self.skipped_steps = self.skipped_in_a_row = 0
+        self.unread_steps = 0  # since the last log entry, that had no loss
         self.losses: list[tuple[list[int], torch.Tensor]] = []  # of this step: a micro-batch's items and its mean loss
         items = RowItems(len(sampler.lengths))
         super().__init__(
@@ -109,7 +110,8 @@ class StepTrainer(Trainer):
             average_gradients(model.parameters())
         if self.state.global_step and self.micro.processes > 1:  # the first step is without the optimiser's memory
             self.micro.prove(cuts)
-        return loss
+        self.step_loss = torch.where(loss.isfinite(), loss, 0.0)
+        return self.step_loss
 
     def _through(
         self, model: Any, items: list[int], mine: list[list[int]], batches: Iterable[dict[str, Any]], apart: bool
@@ -152,9 +154,24 @@ class StepTrainer(Trainer):
         scaled = getattr(self.accelerator, "scaler", None) is not None or (self.is_deepspeed_enabled and self.args.fp16)
         # fp16's scaler finds what does not fit, skips the step and scales less. That is its work, no failure: it
         # counts only where a loss was no number either.
-        if not scaled or largest(len(odd), self.args.device):
+        lost = largest(len(odd), self.args.device) > 0
+        if lost:  # in any process: the mean that is logged is of the other steps
+            self._tr_loss -= self.step_loss
+            self.unread_steps += 1
+        if lost or not scaled:
             self._leave_out(odd, scaled)
         return None
+
+    def _maybe_log_save_evaluate(self, *given: Any, **named: Any) -> None:
+        if self.control.should_log and self.unread_steps:
+            steps = self.state.global_step - self._globalstep_last_logged
+            if steps > self.unread_steps:
+                self._tr_loss *= steps / (steps - self.unread_steps)
+            else:  # nothing to log
+                self.control.should_log = False
+                self._globalstep_last_logged = self.state.global_step
+            self.unread_steps = 0
+        super()._maybe_log_save_evaluate(*given, **named)
 
     def _leave_out(self, odd: list[int], scaled: bool) -> None:
         """Make the coming optimizer step do nothing; said in the log, counted. odd: the items here without a loss.
