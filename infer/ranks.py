@@ -61,6 +61,13 @@ def any_of(value: bool) -> bool:
     return any(gather_object([value]))
 
 
+def true_for_all(value: bool) -> bool:
+    """Whether it is true in every process."""
+    from accelerate.utils import gather_object
+
+    return all(gather_object([value])) if rank_state().num_processes > 1 else value
+
+
 def over_ranks(order: np.ndarray, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """work(rows) -> (len(rows), L) on every process's share of `order`; the whole (N, L), row i for i, everywhere.
 

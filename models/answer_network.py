@@ -224,4 +224,5 @@ class SequenceNetwork(nn.Module):
         hidden = body(input_ids=input_ids, use_cache=False).last_hidden_state  # (B, T, H)
         last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
         with torch.autocast(last.device.type, enabled=False):
-            return plain.score(last.float())  # type: ignore[no-any-return]
+            # float32 but under DeepSpeed's fp16, which halves all weights
+            return plain.score(last.to(plain.score.weight.dtype)).float()  # type: ignore[no-any-return]

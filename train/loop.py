@@ -65,7 +65,7 @@ class FoldTrainer(SavingTrainer):
         targets = inputs.pop("targets")
         logits = model(**inputs)
         weights = None if self.weights is None else self.weights.to(logits.device)
-        loss = F.cross_entropy(logits.float(), targets, weight=weights, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(logits.float(), targets.float(), weight=weights, label_smoothing=self.label_smoothing)
         return (loss, logits) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

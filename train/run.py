@@ -20,7 +20,7 @@ from infer.locks import hold
 from infer.logs import open_log
 from infer.metrics import baseline_lines, score
 from infer.predictions import Predictions, join
-from infer.ranks import from_main, is_main, wait_for_all, world_size
+from infer.ranks import from_main, is_main, true_for_all, wait_for_all, world_size
 from infer.stopping import time_left_s
 from infer.thresholds import settle_decision, write_decision
 from models.precision import device_and_precision, own_capability
@@ -57,6 +57,11 @@ def _run(settings: Settings) -> dict | None:
     if main:
         open_run(settings)
     wait_for_all()
+    if not true_for_all((folder / "config.yaml").is_file()):
+        raise ValueError(
+            f"run_dir={folder} is not the same folder on every machine: the first has written config.yaml there, and "
+            "another does not see it. Put it on a disk that all share, under the same path."
+        )
     log = open_log(folder / "train.log", main=main)
     _, precision, device_line = device_and_precision(settings.trainer.precision)
     log.info(f"{settings.name}, seed {settings.seed}, in {folder}: {device_line}, {world_size()} process(es)")
