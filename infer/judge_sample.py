@@ -184,7 +184,7 @@ def _rows(path: Path, columns: Sequence[str], text: str, label: str) -> Iterator
     for chunk in stream_table(path, CHUNK_ROWS, wanted):
         for at, cells in enumerate(chunk.frame.to_dict("records")):
             found = {name: "" if cell is None else str(cell) for name, cell in cells.items()}
-            row_id = found[ID_COLUMN] if ID_COLUMN in columns else str(chunk.first + at + 1)
+            row_id = found[ID_COLUMN] if ID_COLUMN in columns else str(int(chunk.numbers[at]) + 1)
             yield chunk.place(at), row_id, join_surrogates(found[text]).strip(), found[label].strip()
 
 

@@ -49,8 +49,8 @@ class ReadingJob:
 
 
 def for_file(settings: Settings, path: Path) -> Settings:
-    """The settings of a run over this one file."""
-    return replace(settings, task=replace(settings.text, input_csv=str(path)))
+    """The settings of a run over this one file; a damaged row refuses its chunk, which the run reports."""
+    return replace(settings, task=replace(settings.text, input_csv=str(path), on_bad_row="refuse"))
 
 
 class SliceReader:

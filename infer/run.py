@@ -20,7 +20,8 @@ from infer.readers import reader_kind
 from infer.submission import write_submission
 from models.method_settings import ASKED_METHODS
 from models.settings import ArenaTask, Settings, TextTask
-from models.tasks.arena import LABELS, ArenaTable, read_rows, write_bad_rows
+from models.tasks.arena import LABELS, ArenaTable, read_rows
+from models.tasks.bad_rows import write_bad_rows
 
 
 def run(settings: Settings) -> Predictions | Path:

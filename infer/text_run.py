@@ -41,9 +41,12 @@ from infer.thresholds import Decision, read_decision
 from models.engine_settings import LEARNT_CALIBRATORS
 from models.kind_settings import SkillsTask
 from models.settings import Settings
+from models.tasks.bad_rows import write_bad_rows
 from models.tasks.skills import open_task_rows
-from models.tasks.text import RowSource, Survey
+from models.tasks.text import RowSource, Survey, TextRow
 
+BAD_ROWS_FILE = "bad_rows.csv"
+RESERVE_S = 2.0  # of the time budget: to end whole
 PAGE_ROWS = 100_000  # of a table that gets a page by itself: ten seconds
 
 
@@ -154,6 +157,7 @@ def open_source(settings: Settings) -> RowSource:
         labels=labels,
         written_columns=probability_columns(labels, spread=rotates(settings)),
         chunk_rows=settings.engine.chunk_rows,
+        on_bad_row=settings.text.on_bad_row,
     )
     _refuse_told_labels(source)
     fit = settings.calibration.fit
@@ -184,14 +188,20 @@ def reading_identity(settings: Settings) -> dict[str, Any]:
 def _read_all(reading: TextReading, output: Path, identity: Mapping[str, Any]) -> None:
     source = reading.source
     with open_parts(output, identity, reading.schema()) as parts:
-        survey = _surveyed(reading.settings, source)
-        count = fill_parts(parts, source.chunks(), reading.load, reading.read, rows=survey.rows)
+        survey = _surveyed(reading.settings, source, output)
+        count = fill_parts(
+            parts, source.chunks(), reading.load, reading.read, rows=survey.rows, cost=_characters, reserve_s=RESERVE_S
+        )
         if is_main():
-            _finish(reading, parts, count)
+            _finish(reading, parts, count, len(survey.bad_rows))
     wait_for_all()
 
 
-def _finish(reading: TextReading, parts: Parts, count: int) -> None:
+def _characters(chunk: Sequence[TextRow]) -> float:
+    return float(sum(len(text) for row in chunk for text in row.fields.values()) + len(chunk))
+
+
+def _finish(reading: TextReading, parts: Parts, count: int, bad_rows: int) -> None:
     """The files beside the table, its record, and last the table: the record says that all of them are there."""
     source, settings, output = reading.source, reading.settings, parts.output
     extras = parts.extras(count)
@@ -205,10 +215,11 @@ def _finish(reading: TextReading, parts: Parts, count: int) -> None:
     frames = parts.frames(count, summary_columns(source.labels, labelled=source.label_column is not None))
     figures = summarise(frames, source.labels, [one["strays"] for one in extras])
     of_the_reader = {key: value for key, value in extras[0].items() if key not in ("strays", "notes")}
-    parts.merge(count, {"labels": list(source.labels), **of_the_reader, **said, **figures})
+    left_out = {"bad_rows": bad_rows} if bad_rows else {}
+    parts.merge(count, {"labels": list(source.labels), **of_the_reader, **said, **figures, **left_out})
 
 
-def _surveyed(settings: Settings, source: RowSource) -> Survey:
+def _surveyed(settings: Settings, source: RowSource, output: Path) -> Survey:
     """Every row looked at once, by the main process, before any loads the model; refused where nothing can be fitted"""
     if not is_main():
         wait_for_all()
@@ -220,6 +231,14 @@ def _surveyed(settings: Settings, source: RowSource) -> Survey:
         + (f", {survey.empty} empty" if survey.empty else "")
         + (f"; halves of surrogate pairs mended in {survey.mended}" if survey.mended else "")
     )
+    if survey.bad_rows:
+        listed, first = beside(output, BAD_ROWS_FILE), survey.bad_rows[0]
+        write_bad_rows(listed, survey.bad_rows)
+        line = "" if first.line is None else f" (line {first.line})"
+        log.warning(
+            f"warning: {len(survey.bad_rows)} bad rows are left out and listed in {listed}; the first is row "
+            f"{first.row}{line}: {first.reason}"
+        )
     for reason, count in survey.left_out.items():
         log.info(f"{count} rows left out: {reason}")
     fit = settings.calibration.fit

@@ -48,6 +48,8 @@ class TextTask(TaskSettings):
 
     id_column, label_column: a column; auto: the column `id` or `label` where the file has it; None: none, and rows are
     numbered from 0.
+    on_bad_row: of the rows that python -m infer reads: refuse; skip_damaged leaves out those that the file itself has
+    broken (cells, quotes, bytes), a few; skip also those whose cells are wrong, however many. Training refuses.
     """
 
     input_csv: str  # what python -m infer reads
@@ -57,6 +59,10 @@ class TextTask(TaskSettings):
     label_column: str | None
     keep_columns: list[str]  # carried over into the output
     target_columns: dict[str, str] | None  # label -> column of its share, where a row's label is soft
+    on_bad_row: str
+
+    def __post_init__(self) -> None:
+        one_of("task.on_bad_row", self.on_bad_row, ("refuse", "skip_damaged", "skip"))
 
     @property
     def labelled_csv(self) -> str:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.tasks import cells
-from models.tasks.arena import LABELS, SWAP, ArenaRow, read_rows, write_bad_rows
+from models.tasks.arena import LABELS, SWAP, ArenaRow, read_rows
+from models.tasks.bad_rows import write_bad_rows
 from models.tasks.cells import write_turns
 
 settings.load_profile("ci")  # the same examples every time, and no deadline: a busy machine is not a bug

@@ -22,7 +22,7 @@ def task_of(path: Path, kind: type[TextTask] = SkillsTask, **changes) -> TextTas
     skills = {"only_column": "Skill_Type", "only_value": "Professional_Skill"} if kind is SkillsTask else {}
     given = {
         "name": "skills", "input_csv": str(path), "train_csv": None, "id_column": "auto", "text_column": "Skill",
-        "label_column": "auto", "keep_columns": [], "target_columns": None, **skills, **changes,
+        "label_column": "auto", "keep_columns": [], "target_columns": None, "on_bad_row": "refuse", **skills, **changes,
     }  # fmt: skip
     return kind(**given)
 

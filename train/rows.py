@@ -15,7 +15,8 @@ import numpy as np
 
 from infer.readers import asked_fields
 from models.settings import Settings
-from models.tasks.arena import LABELS, SWAP, ArenaRow, read_rows, write_bad_rows
+from models.tasks.arena import LABELS, SWAP, ArenaRow, read_rows
+from models.tasks.bad_rows import write_bad_rows
 from models.tasks.groups import equal_groups, normalise_prompt, prompt_groups
 
 log = logging.getLogger("tiebreak")

@@ -160,9 +160,11 @@ def column_texts(source: Path, ids: np.ndarray, text_column: str, id_column: str
         if name is not None and name not in columns:
             raise ValueError(f"{source} has columns {list(columns)}, not '{name}'. Name it: --text-column.")
     wanted, found = set(ids), dict[str, str]()
-    for table in stream_table(source, CHUNK_ROWS, list(dict.fromkeys(filter(None, (text_column, id_column))))):
+    for table in stream_table(
+        source, CHUNK_ROWS, list(dict.fromkeys(filter(None, (text_column, id_column)))), mark_damage=True
+    ):
         texts = table.frame[text_column].tolist()
-        names = range(table.first, table.first + len(texts)) if id_column is None else table.frame[id_column].tolist()
+        names = table.numbers.tolist() if id_column is None else table.frame[id_column].tolist()
         pairs = ((str(name), text) for name, text in zip(names, texts, strict=True))
         found |= {name: str(text or "") for name, text in pairs if name in wanted}
     if not found:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pandas as pd
-
+from models.tasks.bad_rows import damaged_rows
 from models.tasks.cells import UNEVEN_TURNS, Repairs, read_turns
-from models.tasks.files import write_atomically
+from models.tasks.damaged_rows import BadRow
 from models.tasks.tables import Table, read_table, require_columns
 
 LABELS: tuple[str, ...] = ("model_a", "model_b", "tie")
@@ -70,17 +69,6 @@ class ArenaRow:
 
 
 @dataclass(frozen=True)
-class BadRow:
-    """A row left out and why. row counts the file's data rows from 1; line is the file's line, None for Parquet."""
-
-    file: str
-    row: int
-    line: int | None
-    id: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class ArenaTable:
     """What a file gave: rows in the file's order, what was repaired in them, and the rows left out."""
 
@@ -109,7 +97,7 @@ def read_rows(
         raise ValueError(f"on_bad_row is '{on_bad_row}', expected 'refuse' or 'skip'.")
     if votes_path is not None and not labelled:
         raise ValueError(f"votes_path is {votes_path} but the rows are read unlabelled. Set labelled, or leave it out.")
-    table = read_table(path)
+    table = read_table(path, mark_damage=on_bad_row == "skip")
     hint = "Is this the test file?" if labelled else ""
     require_columns(table, ("id", *TEXT_COLUMNS, *(WINNER_COLUMNS if labelled else ())), hint)
     parsed = parse_rows(table, labelled=labelled)
@@ -144,8 +132,10 @@ def parse_rows(table: Table, *, labelled: bool) -> ArenaTable:
             seen[row_id] = number
             rows.append(_parse_row(row_id, cells[1:4], cells[4:6], cells[6:], repairs))
         except ValueError as error:
-            bad_rows.append(BadRow(str(table.path), number + 1, table.line(number), row_id, str(error)))
-    return ArenaTable(rows, repairs, bad_rows)
+            place = int(table.numbers[number]) + 1
+            bad_rows.append(BadRow(str(table.path), place, table.line(number), row_id, str(error)))
+    bad_rows += damaged_rows(table, "id")
+    return ArenaTable(rows, repairs, sorted(bad_rows, key=lambda bad: bad.row))
 
 
 def text_bytes(row: ArenaRow) -> int:
@@ -175,13 +165,6 @@ def with_votes(rows: Sequence[ArenaRow], shares: dict[str, Target], source: str 
             f"{', '.join(row.id for row in rows[:3])}, .... Give the votes of these rows, or none."
         )
     return [replace(row, target=shares[row.id]) if row.id in shares else row for row in rows]
-
-
-def write_bad_rows(path: str | Path, bad_rows: Sequence[BadRow]) -> None:
-    """A CSV of the rows left out: file, row, line, id, reason."""
-    names = list(BadRow.__dataclass_fields__)
-    with write_atomically(path) as unfinished:
-        pd.DataFrame([asdict(row) for row in bad_rows], columns=names).to_csv(unfinished, index=False)
 
 
 def _parse_row(

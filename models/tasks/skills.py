@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Protocol, Self, runtime_checkable
 
+from models.tasks.damaged_rows import BadRow
 from models.tasks.tables import read_head
 from models.tasks.text import RowSource, Survey, TextRow, open_rows
 
@@ -67,14 +68,14 @@ class SkillSource(RowSource):
     Rows keep the numbers they have in the file; chunks have chunk_rows of the rows that are left.
     """
 
-    text_field: str
-    only_column: str | None
-    only_value: str | None
+    text_field: str = ""
+    only_column: str | None = None
+    only_value: str | None = None
 
-    def chunks(self) -> Iterator[tuple[int, list[TextRow]]]:
+    def chunks(self, bad_rows: list[BadRow] | None = None) -> Iterator[tuple[int, list[TextRow]]]:
         """(number of the chunk from 0, its rows), in the file's order; holds a chunk and every skill's name."""
         number, chunk = 0, []
-        for row in self._kept(LeftOut()):
+        for row in self._kept(LeftOut(), bad_rows):
             chunk.append(row)
             if len(chunk) == self.chunk_rows:
                 yield number, chunk
@@ -85,22 +86,24 @@ class SkillSource(RowSource):
     def survey(self) -> Survey:
         """As `RowSource.survey`, with what was left out. Refuses a table of which nothing is left."""
         left_out, rows, unlabelled, mended = LeftOut(), 0, 0, 0
-        for row in self._kept(left_out):
+        bad_rows: list[BadRow] = []
+        for row in self._kept(left_out, bad_rows):
             rows += 1
             unlabelled += row.label is None
             mended += row.mended
         if not rows:
             said = ", ".join(f"{count} {reason}" for reason, count in left_out.reasons().items())
             raise ValueError(f"{self.path} has no skill left to read: {said}. Mend task.only_value, or the table.")
-        return Survey(rows, 0, unlabelled, mended, left_out.reasons())
+        self.refuse_too_many(rows + sum(left_out.reasons().values()), bad_rows)
+        return Survey(rows, 0, unlabelled, mended, left_out.reasons(), sorted(bad_rows, key=lambda bad: bad.row))
 
-    def _kept(self, left_out: LeftOut) -> Iterator[TextRow]:
+    def _kept(self, left_out: LeftOut, bad_rows: list[BadRow] | None = None) -> Iterator[TextRow]:
         """The rows that stay, one by one; what does not is added to left_out."""
         filters = () if self.only_column is None or self.only_column in self.keep_columns else (self.only_column,)
         inherited = {one.name: getattr(self, one.name) for one in fields(RowSource)}
         every_row = RowSource(**{**inherited, "keep_columns": (*self.keep_columns, *filters)})
         standing: dict[str, str | None] = {}
-        for _, chunk in every_row.chunks():
+        for _, chunk in every_row.chunks(bad_rows):
             for row in chunk:
                 if self._stays(row, standing, left_out):
                     yield replace(row, kept={name: row.kept[name] for name in self.keep_columns}) if filters else row
@@ -132,6 +135,7 @@ def open_task_rows(
     labels: Sequence[str],
     written_columns: Sequence[str] = (),
     chunk_rows: int,
+    on_bad_row: str = "refuse",
 ) -> RowSource:
     """The rows of a table as a task of texts reads them (`auto` columns settled), checked as `open_rows` does.
 
@@ -149,13 +153,14 @@ def open_task_rows(
         labels=labels,
         written_columns=written_columns,
         chunk_rows=chunk_rows,
+        on_bad_row=on_bad_row,
     )
     if not isinstance(task, SkillColumns):
         return source
     only_column = task.only_column if task.only_column in columns else None
     return SkillSource(
         source.path, source.field_columns, source.id_column, source.label_column, source.keep_columns, source.labels,
-        source.chunk_rows, _field_of(source.field_columns, task.text_column), only_column, task.only_value,
+        source.chunk_rows, on_bad_row, _field_of(source.field_columns, task.text_column), only_column, task.only_value,
     )  # fmt: skip
 
 

@@ -6,12 +6,13 @@ import gzip
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from models.tasks.damaged_rows import DECODING, NOT_UTF8
 from models.tasks.table_rows import Head, Row, read_csv, read_json, read_parquet
 
 JSON_ENDINGS = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
@@ -22,7 +23,9 @@ _DAMAGE = (OSError, EOFError, zlib.error, zipfile.BadZipFile)  # what unpacking 
 
 
 @contextmanager
-def open_table(path: Path, wanted: Sequence[str] | None = None, first: int = 0) -> Iterator[tuple[Head, Iterator[Row]]]:
+def open_table(
+    path: Path, wanted: Sequence[str] | None = None, first: int = 0, *, mark_damage: bool = False
+) -> Iterator[tuple[Head, Iterator[Row]]]:
     """The head of a table file and its rows, one at a time; their cells are those of `wanted`, or of every column.
 
     first: the row to begin at, from 0. The rows before it are parsed and passed over, but for whole row groups of
@@ -34,6 +37,7 @@ def open_table(path: Path, wanted: Sequence[str] | None = None, first: int = 0) 
     cell of None, a key never seen there is refused, since it may be a misspelt one whose cell would be lost.
     Refuses another extension, broken or cut-off files, a row whose cells are not as many as the columns, a column name
     used twice. Whatever is refused while rows are read names the line.
+    mark_damage: a damaged row of a CSV or of JSON lines is no refusal; `Damage` stands in place of its cells.
     """
     name, inside = path.name.lower(), _archive(path) is not None
     if not inside and not name.endswith((*CSV_ENDINGS, *JSON_ENDINGS, *PARQUET_ENDINGS)):
@@ -51,9 +55,11 @@ def open_table(path: Path, wanted: Sequence[str] | None = None, first: int = 0) 
         return
     with _text_refusals(path), _open_binary(path) as binary:
         # surrogatepass: half an emoji written raw reaches the cell reader, which repairs and counts it
-        stream = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogatepass", newline="")
+        errors = DECODING if mark_damage else "surrogatepass"
+        stream = io.TextIOWrapper(binary, encoding="utf-8-sig", errors=errors, newline="")
         read = read_json if not inside and name.endswith(JSON_ENDINGS) else read_csv
-        head, rows = read(path, _without_nul(path, stream), wanted)
+        lines = _whole_head(path, stream) if mark_damage else _without_nul(path, stream)
+        head, rows = read(path, lines, wanted, mark_damage=mark_damage)
         _refuse_halves(path, head)
         yield head, islice(rows, first, None)
 
@@ -106,7 +112,7 @@ def _refuse_halves(path: Path, head: Head) -> None:
             raise ValueError(f"{path}: the column name {name!r} holds half a character. Rename the column.")
 
 
-def _without_nul(path: Path, stream: IO[str]) -> Iterator[str]:
+def _without_nul(path: Path, stream: Iterable[str]) -> Iterator[str]:
     for number, line in enumerate(stream, 1):
         if "\0" in line:
             raise ValueError(
@@ -114,6 +120,16 @@ def _without_nul(path: Path, stream: IO[str]) -> Iterator[str]:
                 "Fetch it again, or save it as UTF-8."
             )
         yield line
+
+
+def _whole_head(path: Path, stream: IO[str]) -> Iterator[str]:
+    """The lines, once the first shows that this is text: a damaged header would misname every column."""
+    first = next(stream, "")
+    if NOT_UTF8 in first:
+        form = "UTF-8" if path.name.lower().endswith(JSON_ENDINGS) else "CSV UTF-8"
+        raise ValueError(f"{path}, {_bad_line(path)}. Save it as {form}.")
+    yield from _without_nul(path, [first])
+    yield from stream
 
 
 @contextmanager

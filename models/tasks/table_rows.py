@@ -1,7 +1,8 @@
 """The rows of one opened table stream: CSV text, JSON lines or Parquet in, cells as written out; opens no file.
 
 A row is (the file's line where it starts, its cells); a cell is text as written, None where there is none, a list where
-the file holds one, `Nested` where it holds another thing that is no text.
+the file holds one, `Nested` where it holds another thing that is no text. Where damaged rows are marked, `Damage`
+stands in place of their cells.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
+
+from models.tasks.damaged_rows import Damage, damage_in, whole_csv_rows
 
 PARQUET_ROWS = 1024  # decoded at once
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
@@ -38,7 +41,9 @@ class Head:
     has_lines: bool = True
 
 
-def read_csv(path: Path, lines: Iterator[str], wanted: Sequence[str] | None) -> tuple[Head, Iterator[Row]]:
+def read_csv(
+    path: Path, lines: Iterator[str], wanted: Sequence[str] | None, *, mark_damage: bool = False
+) -> tuple[Head, Iterator[Row]]:
     """The head and the rows of CSV text.
 
     Python's csv module, not pandas: it knows line numbers, and reads no 'null' or 'NA' as missing.
@@ -53,6 +58,10 @@ def read_csv(path: Path, lines: Iterator[str], wanted: Sequence[str] | None) -> 
     if not header:
         raise ValueError(f"{path} is empty: it needs a first line with the column names.")
     _refuse_repeated(path, header)
+    if mark_damage:
+        kept = [header.index(name) for name in wanted or header]
+        rows = whole_csv_rows(lines, reader.line_num + 1, delimiter, header, kept, DELIMITERS[delimiter])
+        return Head(tuple(header)), rows
     return Head(tuple(header)), _csv_rows(path, reader, header, wanted, DELIMITERS[delimiter])
 
 
@@ -91,8 +100,12 @@ def _next_cells(path: Path, reader: Any, line: int) -> list[str] | None:
         ) from error
 
 
-def read_json(path: Path, lines: Iterator[str], wanted: Sequence[str] | None) -> tuple[Head, Iterator[Row]]:
+def read_json(
+    path: Path, lines: Iterator[str], wanted: Sequence[str] | None, *, mark_damage: bool = False
+) -> tuple[Head, Iterator[Row]]:
     """The head and the rows of JSON lines; the head is the first object's keys."""
+    if mark_damage:
+        return _marked_json(path, lines, wanted)
     objects = ((line, _json_object(path, line, text)) for line, text in enumerate(lines, 1) if text.strip())
     first = next(objects, None)
     if first is None or not first[1]:
@@ -100,6 +113,28 @@ def read_json(path: Path, lines: Iterator[str], wanted: Sequence[str] | None) ->
     columns = tuple(first[1])
     floats = frozenset(name for name, value in first[1].items() if isinstance(value, float))
     return Head(columns, floats), _json_rows(path, chain([first], objects), columns, wanted)
+
+
+def _marked_json(path: Path, lines: Iterator[str], wanted: Sequence[str] | None) -> tuple[Head, Iterator[Row]]:
+    """As read_json, each line by itself; the first object must be whole: it is the head."""
+    filled = ((line, text) for line, text in enumerate(lines, 1) if text.strip())
+    number, text = next(filled, (1, ""))
+    head, first = read_json(path, iter(["\n"] * (number - 1) + [text]), wanted)
+
+    def rows() -> Iterator[Row]:
+        yield from first
+        for line, text in filled:
+            reason = damage_in([text])
+            if reason is None:
+                try:
+                    values = iter([(line, _json_object(path, line, text))])
+                    yield from _json_rows(path, values, head.columns, wanted)
+                    continue
+                except ValueError as error:
+                    reason = str(error)
+            yield line, Damage(reason)  # type: ignore[misc]
+
+    return head, rows()
 
 
 def _json_rows(

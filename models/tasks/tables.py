@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from models.tasks.damaged_rows import Damage
 from models.tasks.table_files import open_table
 from models.tasks.table_rows import Head, Row
 
@@ -20,13 +21,16 @@ class Table:
     """Cells of one file, or of a chunk of it: text as written, "" or None where empty, a list where the file has one.
 
     lines: (N,) the file's line where each row starts, from 1; None for Parquet, which has no lines.
-    first: the number of the chunk's first row in the file, from 0.
+    numbers: (N,) the number of each row in the file, from 0. damaged: the rows left out of the frame, where such are
+    marked: (number, line, what is wrong); header: the file's columns, in whose order their cells are.
     """
 
     path: Path
     frame: pd.DataFrame
     lines: np.ndarray | None
-    first: int = 0
+    numbers: np.ndarray
+    header: tuple[str, ...] = ()
+    damaged: tuple[tuple[int, int | None, Damage], ...] = ()
 
     def line(self, row: int) -> int | None:
         """Line of the file where a row of this table (from 0) starts, or None where the file has no lines."""
@@ -35,19 +39,24 @@ class Table:
     def place(self, row: int) -> str:
         """Where a row of this table (from 0) stands in the file, for an error: `train.csv, row 3 (line 17)`."""
         line = "" if self.lines is None else f" (line {self.line(row)})"
-        return f"{self.path}, row {self.first + row + 1}{line}"
+        return f"{self.path}, row {int(self.numbers[row]) + 1}{line}"
 
 
-def read_table(path: str | Path) -> Table:
+def read_table(path: str | Path, *, mark_damage: bool = False) -> Table:
     """Every row of a table file. What is read and what is refused: `open_table`."""
     path = Path(path)
-    with open_table(path) as (head, rows):
-        return _table(path, head.columns, list(rows), 0, has_lines=head.has_lines)
+    with open_table(path, mark_damage=mark_damage) as (head, rows):
+        return _table(path, head.columns, list(rows), 0, head)
 
 
 def stream_table(
-    path: str | Path, chunk_rows: int, columns: Sequence[str] | None = None, first: int = 0
-) -> Iterator[Table]:
+    path: str | Path,
+    chunk_rows: int,
+    columns: Sequence[str] | None = None,
+    first: int = 0,
+    *,
+    mark_damage: bool = False,
+) -> Iterator[Table]:  # fmt: skip
     """The rows of a table file, chunk_rows at a time (the last chunk fewer); none where only the head is there.
 
     Holds one chunk, whatever the size of the file. columns: the only ones read, in this order; they must exist.
@@ -56,16 +65,16 @@ def stream_table(
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows is {chunk_rows}, expected 1 or more rows.")
     path = Path(path)
-    with open_table(path, columns, first) as (head, rows):
+    with open_table(path, columns, first, mark_damage=mark_damage) as (head, rows):
         names = columns or head.columns
         while chunk := list(islice(rows, chunk_rows)):
-            yield _table(path, names, chunk, first, has_lines=head.has_lines)
+            yield _table(path, names, chunk, first, head)
             first += len(chunk)
 
 
 def read_head(path: str | Path) -> Head:
     """The column names of a table file and what else it says before its rows; no row is read."""
-    with open_table(Path(path)) as (head, _):
+    with open_table(Path(path), mark_damage=True) as (head, _):  # a decoder looks ahead, and may find damage there
         return head
 
 
@@ -95,7 +104,12 @@ def offer_closest(name: str, known: Sequence[str]) -> str:
     return f" (closest: '{by_lower[close[0]]}')" if close else ""
 
 
-def _table(path: Path, columns: Sequence[str], rows: list[Row], first: int, *, has_lines: bool) -> Table:
-    cells = zip(*(cells for _, cells in rows), strict=True) if rows else ([] for _ in columns)
+def _table(path: Path, columns: Sequence[str], rows: list[Row], first: int, head: Head) -> Table:
+    numbered = [(number, line, cells) for number, (line, cells) in enumerate(rows, first)]
+    whole = [row for row in numbered if not isinstance(row[2], Damage)]
+    damaged = tuple((number, line, cells) for number, line, cells in numbered if isinstance(cells, Damage))
+    cells = zip(*(cells for _, _, cells in whole), strict=True) if whole else ([] for _ in columns)
     frame = pd.DataFrame(dict(zip(columns, map(list, cells), strict=True)), dtype=object)
-    return Table(path, frame, np.array([line for line, _ in rows], dtype=np.int64) if has_lines else None, first)
+    lines = np.array([line for _, line, _ in whole], dtype=np.int64) if head.has_lines else None
+    numbers = np.array([number for number, _, _ in whole], dtype=np.int64)
+    return Table(path, frame, lines, numbers, head.columns, damaged)

@@ -12,13 +12,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from models.tasks.bad_rows import damaged_rows
 from models.tasks.cells import join_surrogates
+from models.tasks.damaged_rows import BadRow
 from models.tasks.seen import SeenTexts
 from models.tasks.table_rows import Head, Nested
 from models.tasks.tables import Table, offer_closest, read_head, require_names, stream_table
 
 TEXT_FIELD = "text"  # the template's field that stands for the text column, whatever the column is called
 ID_COLUMN, LABEL_COLUMN = "id", "label"  # of the output
+MOST_DAMAGED = 0.01  # of a file's rows: where more are, the file as a whole is in another form than it should be
 
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -88,7 +91,7 @@ class TextRow:
 class Survey:
     """What reading every row once has found. empty: rows with no text in any field. unlabelled: label unknown.
 
-    left_out: rows of the file that are none of the source's, by reason.
+    left_out: rows of the file that are none of the source's, by reason. bad_rows: those that could not be read.
     """
 
     rows: int
@@ -96,6 +99,7 @@ class Survey:
     unlabelled: int
     mended: int
     left_out: Mapping[str, int] = field(default_factory=dict)
+    bad_rows: list[BadRow] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ class RowSource:
     """A table file's rows, chunk_rows at a time, read anew at every pass; made by `open_rows`, which checks the names.
 
     field_columns: field of the template -> column. id_column: None numbers the rows from 0.
+    on_bad_row: refuse; skip_damaged passes over rows that the file itself has broken; skip also over those whose cells
+    are wrong.
     """
 
     path: Path
@@ -112,46 +118,86 @@ class RowSource:
     keep_columns: tuple[str, ...]
     labels: tuple[str, ...]
     chunk_rows: int
+    on_bad_row: str = "refuse"
 
-    def chunks(self) -> Iterator[tuple[int, list[TextRow]]]:
+    def chunks(self, bad_rows: list[BadRow] | None = None) -> Iterator[tuple[int, list[TextRow]]]:
         """(number of the chunk from 0, its rows), in the file's order; holds one chunk, and 8 bytes a row of ids.
 
         Refuses, with its place, a row whose text is missing or is none, whose label is not one of the labels, or
-        whose id is missing or stood before.
+        whose id is missing or stood before; with on_bad_row=skip such rows are added to bad_rows instead.
         """
-        yield from self.chunks_from(0)
+        number = 0
+        for _, rows in self.chunks_from(0, bad_rows):
+            if rows:
+                yield number, rows
+                number += 1
 
-    def chunks_from(self, first_chunk: int) -> Iterator[tuple[int, list[TextRow]]]:
-        """As `chunks`, from chunk `first_chunk` on; an id is compared with those after it alone."""
+    def chunks_from(
+        self, first_chunk: int, bad_rows: list[BadRow] | None = None
+    ) -> Iterator[tuple[int, list[TextRow]]]:
+        """(chunk's place in the file, its rows) from chunk `first_chunk` on; an id is compared with those after alone.
+
+        Where rows are left out, a chunk has fewer, or none.
+        """
+        bad = [] if bad_rows is None else bad_rows
         named = (*self.field_columns.values(), self.id_column, self.label_column, *self.keep_columns)
         columns = list(dict.fromkeys(name for name in named if name is not None))
         seen = SeenTexts()
-        first = first_chunk * self.chunk_rows
-        for number, table in enumerate(stream_table(self.path, self.chunk_rows, columns, first), first_chunk):
-            rows = self._rows(table)
+        first, mark = first_chunk * self.chunk_rows, self.on_bad_row != "refuse"
+        tables = stream_table(self.path, self.chunk_rows, columns, first, mark_damage=mark)
+        for number, table in enumerate(tables, first_chunk):
+            bad += damaged_rows(table, self.id_column)
+            rows = self._rows(table, bad)
             if self.id_column is not None:
-                for at in seen.add([row.id for row in rows]):
-                    self._refuse_repeated(rows[at])
+                repeated = {at for at in seen.add([row.id for row in rows]) if self._is_repeated(rows[at], bad)}
+                rows = [row for at, row in enumerate(rows) if at not in repeated]
             yield number, rows
 
     def survey(self) -> Survey:
         """Reads every row once and keeps none: all that `chunks` refuses is found before a model is loaded."""
         rows = empty = unlabelled = mended = 0
-        for _, chunk in self.chunks():
+        bad_rows: list[BadRow] = []
+        for _, chunk in self.chunks(bad_rows):
             rows += len(chunk)
             empty += sum(not any(row.fields.values()) for row in chunk)
             unlabelled += sum(row.label is None for row in chunk)
             mended += sum(row.mended for row in chunk)
-        return Survey(rows, empty, unlabelled, mended)
+        self.refuse_too_many(rows, bad_rows)
+        return Survey(rows, empty, unlabelled, mended, bad_rows=sorted(bad_rows, key=lambda bad: bad.row))
 
-    def _rows(self, table: Table) -> list[TextRow]:
+    def refuse_too_many(self, rows: int, bad_rows: Sequence[BadRow]) -> None:
+        """Refuses a table of which nothing is left, or of which so much is damaged that the file as a whole is."""
+        if not bad_rows:
+            return
+        every, first = rows + len(bad_rows), bad_rows[0]
+        said = f"{first.file}, row {first.row}{'' if first.line is None else f' (line {first.line})'}: {first.reason}"
+        if not rows:
+            raise ValueError(f"{self.path} has no rows to read: all {every} are bad. {said}.")
+        most = 0.5 if self.on_bad_row == "skip" else MOST_DAMAGED
+        if len(bad_rows) > max(1, most * every) or 2 * len(bad_rows) >= every:
+            raise ValueError(
+                f"{len(bad_rows)} of {every} rows are bad. The first: {said}. Mend the file"
+                + (", or leave such rows out with task.on_bad_row=skip." if self.on_bad_row == "skip_damaged" else ".")
+            )
+
+    def _rows(self, table: Table, bad: list[BadRow]) -> list[TextRow]:
         cells = {str(name): table.frame[name].tolist() for name in table.frame.columns}
-        return [self._row(table, cells, at) for at in range(len(table.frame))]
+        rows = []
+        for at in range(len(table.frame)):
+            try:
+                rows.append(self._row(table, cells, at))
+            except ValueError as error:
+                if self.on_bad_row != "skip":
+                    raise
+                row_id = "" if self.id_column is None else str(cells[self.id_column][at] or "")
+                reason = str(error).removeprefix(f"{table.place(at)}: ")
+                bad.append(BadRow(str(self.path), int(table.numbers[at]) + 1, table.line(at), row_id, reason))
+        return rows
 
     def _row(self, table: Table, cells: Mapping[str, Sequence[Any]], at: int) -> TextRow:
         place = table.place(at)
         fields = {name: _text(cells[column][at], place, column) for name, column in self.field_columns.items()}
-        row_id = str(table.first + at)
+        row_id = str(table.numbers[at])
         if self.id_column is not None:
             row_id = _id(cells[self.id_column][at], place, self.id_column)
         label = None
@@ -172,18 +218,28 @@ class RowSource:
             )
         return str(cell)
 
-    def _refuse_repeated(self, row: TextRow) -> None:
-        """Refuses the row if an earlier one has its id: a second look, since equal digests may be chance."""
+    def _is_repeated(self, row: TextRow, bad: list[BadRow]) -> bool:
+        """Refuses the row if an earlier one has its id: a second look, since equal digests may be chance.
+
+        With on_bad_row=skip it is left out at once, True: a file may repeat every id.
+        """
         assert self.id_column is not None
-        for table in stream_table(self.path, self.chunk_rows, [self.id_column]):
+        if self.on_bad_row == "skip":
+            number, _, line = row.place.rpartition(", row ")[2].rstrip(")").partition(" (line ")
+            reason = f"{self.id_column} {row.id!r} stands already in an earlier row"
+            bad.append(BadRow(str(self.path), int(number), int(line) if line else None, row.id, reason))
+            return True
+        mark = self.on_bad_row != "refuse"
+        for table in stream_table(self.path, self.chunk_rows, [self.id_column], mark_damage=mark):
             for at, cell in enumerate(table.frame[self.id_column]):
                 if table.place(at) == row.place:
-                    return
+                    return False
                 if _id(cell, "", self.id_column) == row.id:
                     raise ValueError(
                         f"{row.place}: {self.id_column} {row.id!r} stands already in {table.place(at)}. Give each row "
                         "its own, or let rows be numbered: task.id_column=null."
                     )
+        return False
 
 
 def open_rows(
@@ -197,6 +253,7 @@ def open_rows(
     labels: Sequence[str],
     written_columns: Sequence[str] = (),
     chunk_rows: int,
+    on_bad_row: str = "refuse",
 ) -> RowSource:
     """The rows of a table file, once its head and its first row show that they can be read.
 
@@ -222,9 +279,10 @@ def open_rows(
     taken = {ID_COLUMN, *written_columns} | ({LABEL_COLUMN} if label_column is not None else set())
     _refuse_clash(path, head, keep_columns, taken, written_columns)
     source = RowSource(
-        path, field_columns, id_column, label_column, tuple(keep_columns), tuple(labels), chunk_rows=chunk_rows
-    )
-    if next(stream_table(path, 1), None) is None:
+        path, field_columns, id_column, label_column, tuple(keep_columns), tuple(labels), chunk_rows=chunk_rows,
+        on_bad_row=on_bad_row,
+    )  # fmt: skip
+    if next(stream_table(path, 1, mark_damage=on_bad_row != "refuse"), None) is None:
         raise ValueError(f"{path} has no rows to read: nothing below the header. Give a file with at least one row.")
     return source
 
