@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import compose, pair_rows, tiny_run, write_arena_csv
+from conftest import ROOT, compose, pair_rows, tiny_run, write_arena_csv
 
 from infer import arena_passes, order_readers, stopping
 from infer.order_readers import OrderReader
@@ -240,3 +243,23 @@ def test_long_rows_count_for_more_than_their_share(trained: Path, tmp_path: Path
     assert set(chunks.rows[0][:2]) == {6, 7}
     assert chunks.cost[6] > chunks.sizes[6] > 2 * chunks.sizes[0] > chunks.cost[0]
     assert sorted(np.concatenate(chunks.rows)) == list(range(8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torch.distributed.run", "accelerate.commands.launch"])
+def test_two_processes_give_the_bytes_of_one(trained: Path, tmp_path: Path, launcher: str, monkeypatch) -> None:
+    """The chunks are dealt like cards, so that no number depends on how many processes there are."""
+    monkeypatch.undo()  # chunks as the command makes them
+    few = ("trainer.predict_batch_rows=1",)
+    predict(settings_of(trained, tmp_path / "one", *few))
+    two = settings_of(trained, tmp_path / "two", *few)
+    counted = ["--nproc_per_node=2"] if "torch" in launcher else ["--multi_gpu", "--num_processes=2"]
+    command = [
+        sys.executable, "-m", launcher, *counted, "-m", "infer", "+experiment=arena_quickstart", f"run_dir={trained}",
+        f"out_dir={two.out_dir}", f"task.test_csv={two.arena.test_csv}", *few,
+    ]  # fmt: skip
+    environment = os.environ | {"MASTER_PORT": str(29500 + os.getpid() % 2000), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "on this process, one of 2" in done.stdout
+    assert files(tmp_path / "two") == files(tmp_path / "one")

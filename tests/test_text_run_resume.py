@@ -17,27 +17,27 @@ from infer.run import run
 from infer.text_run import reading_identity
 
 
-def test_a_run_killed_in_the_middle_is_resumed_to_the_same_bytes(tmp_path: Path, tiny_language_model: str) -> None:
+def test_a_run_that_is_told_to_stop_twice_ends_in_the_same_bytes(tmp_path: Path, tiny_language_model: str) -> None:
+    """By a spot machine's SIGTERM, then by Ctrl-C. Kills at any moment: tests/test_infer_kills.py."""
     reviews(800).to_csv(tmp_path / "in.csv", index=False)
-    whole, killed = tmp_path / "whole.csv", tmp_path / "killed.csv"
-    run(settings_of(tmp_path, tiny_language_model, output=whole.name))
-    command = [sys.executable, "-m", "infer", *arguments(tmp_path, tiny_language_model, output=killed.name)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    parts = tmp_path / "killed.csv.parts"
-    while len(list(parts.glob("part-*"))) < 10:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    there = len(list(parts.glob("part-*")))
-    assert not killed.exists() and 10 <= there < 100
-    resumed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert resumed.returncode == 0, resumed.stderr
-    assert f"{there * 8} rows were there already" in resumed.stdout
-    assert f"{800 - there * 8} rows read in" in resumed.stdout
-    assert both_files(killed) == both_files(whole)
+    command = [sys.executable, "-m", "infer", *arguments(tmp_path, tiny_language_model, output="stopped.csv")]
+    parts = tmp_path / "stopped.csv.parts"
+    for number, code, enough in ((signal.SIGTERM, 143, 10), (signal.SIGINT, 130, 20)):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while len(list(parts.glob("part-*"))) < enough:
+            assert process.poll() is None, "it ended before it could be stopped"
+            time.sleep(0.02)
+        process.send_signal(number)
+        said = process.communicate()[1]
+        there = len(list(parts.glob("part-*")))
+        assert process.returncode == code and enough <= there < 100
+        assert f"Stopped by {number.name}: {there * 8} of 800 rows are read and kept in {parts}. The same" in said
+    whole, stopped = tmp_path / "whole.csv", tmp_path / "stopped.csv"
+    for output in (whole, stopped):
+        run(settings_of(tmp_path, tiny_language_model, output=output.name))
+    assert both_files(stopped) == both_files(whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "in.csv", "killed.csv", "killed.csv.json", "whole.csv", "whole.csv.json"
+        "in.csv", "stopped.csv", "stopped.csv.json", "whole.csv", "whole.csv.json"
     ]  # fmt: skip
 
 
