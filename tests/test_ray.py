@@ -25,7 +25,7 @@ from infer.run import run
 pytest.importorskip("ray", reason='Ray is not installed: pip install "ray[data]"')
 
 ROWS = 640
-WAIT_S = 120.0
+WAIT_S = 300.0  # on a busy machine
 
 
 @pytest.fixture
