@@ -247,7 +247,7 @@ def suffer_empty_file(job: Job, server: Server, place: Path, name: str) -> None:
     survived("file of zero bytes")
 
 
-READ_BY_TRAIN = ["config.yaml", "folds.csv", "fold0/done.json", "fold0/heldout.csv", "metrics.json"]
+READ_BY_TRAIN = ["config.yaml", "folds.csv", "fold0/done.json", "fold0/heldout.csv", "metrics.json", "baselines.json"]
 READ_BY_INFER = ["fold0/checkpoint/model.safetensors", "fold1/checkpoint/tiebreak.json", "calibration.json"]
 
 
