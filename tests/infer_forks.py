@@ -1,7 +1,8 @@
 """Runs `python -m infer` again and again without starting Python anew: one warm process that forks.
 
-Each line of its input is JSON: {"arguments": [...], "log": "file"}. It answers {"pid": ...} once the run has begun, and
-{"code": ...} once it has ended. One thread, nothing read or written before the fork.
+A line of its input is JSON: {"arguments": [...], "log": "file"}; it answers {"pid": ...} once the run has begun. The
+next line is empty; it answers {"code": ...} once the run has ended. One thread; nothing is read or written before the
+fork.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Forks:
 
     def end(self) -> int:
         """The exit code of the run that was started last, negative for a signal, once it has ended."""
+        assert self.process.stdin is not None
+        print("", file=self.process.stdin, flush=True)
         return int(self.answer()["code"])
 
     def answer(self) -> dict[str, Any]:
@@ -85,7 +88,7 @@ def _serve() -> None:
     import infer.text_run  # noqa: F401
 
     answer(ready=True)
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         job = json.loads(line)
         pid = os.fork()
         if not pid:
@@ -95,6 +98,7 @@ def _serve() -> None:
             finally:
                 os._exit(code)
         answer(pid=pid)
+        sys.stdin.readline()  # until it is asked for, a run that has ended keeps its number
         status = os.waitpid(pid, 0)[1]
         answer(code=os.waitstatus_to_exitcode(status))
 
