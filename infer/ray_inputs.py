@@ -1,11 +1,10 @@
 """The tables that runner=ray reads: which files a setting means, what tells each from another, where it may be cut.
 
-Reads names, heads and footers; the rows of a text file once, for its digest. Knows no model and no Ray.
+Reads names, heads and footers, and every byte once, for a file's digest. Knows no model and no Ray.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from infer.identity import input_identity
 from models.tasks.table_files import CSV_ENDINGS, JSON_ENDINGS, PARQUET_ENDINGS
 
 ENDINGS = (*PARQUET_ENDINGS, *CSV_ENDINGS, *JSON_ENDINGS)
-FOOTER_BYTES = 8  # at a Parquet file's end: 4 of the footer's length, 4 of the mark PAR1
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,10 @@ def refuse_address(setting: str, given: str) -> None:
 
 
 def read_input(name: str, path: Path) -> InputFile:
-    """What a file is without its rows. Raises ValueError naming a damaged one."""
+    """What a file is without its rows. Raises ValueError naming a damaged one.
+
+    Its identity is that of all its bytes: a Parquet file's footer alone may stay what it was when texts change.
+    """
     if not path.name.lower().endswith(PARQUET_ENDINGS):
         return InputFile(path, name, input_identity(path), None)
     import pyarrow as pa
@@ -100,20 +101,9 @@ def read_input(name: str, path: Path) -> InputFile:
     try:
         with pq.ParquetFile(path) as file:
             counts = tuple(file.metadata.row_group(at).num_rows for at in range(file.num_row_groups))
-        digest = _footer_digest(path)
+        return InputFile(path, name, input_identity(path), counts)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a Parquet file, or is damaged ({error}). Write it again.") from error
-    identity = {"input": path.name, "input_bytes": path.stat().st_size, "footer_sha256": digest}
-    return InputFile(path, name, identity, counts)
-
-
-def _footer_digest(path: Path) -> str:
-    """SHA-256 of a Parquet file's footer: sizes, places and ranges of its columns, which another content moves."""
-    with path.open("rb") as stream:
-        stream.seek(-FOOTER_BYTES, os.SEEK_END)
-        length = int.from_bytes(stream.read(4), "little")
-        stream.seek(-FOOTER_BYTES - length, os.SEEK_END)
-        return hashlib.sha256(stream.read(length)).hexdigest()
 
 
 def said_rows(files: Sequence[InputFile]) -> str:

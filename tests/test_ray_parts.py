@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -11,22 +10,15 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import compose
+from ray_jobs import job_of, receipts, table
 from text_runs import reviews, settings_of
 
-from infer.part_folder import OpenFolder, PartFolder
-from infer.ray_inputs import InputFile, named_files, read_input
+from infer.part_folder import OpenFolder
+from infer.ray_inputs import InputFile, named_files
 from infer.ray_pool import fitting_pool, require_ray
 from infer.ray_run import run_on_ray
 from infer.ray_slices import Slice, slices_to_read
-from infer.ray_worker import ReadingJob, SliceReader
 from infer.text_run import reading_identity
-
-
-def table(path: Path, rows: int = 3, **options: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frame = reviews(rows)
-    frame.to_parquet(path, **options) if path.suffix == ".parquet" else frame.to_csv(path, index=False)
-    return path
 
 
 def test_a_folder_a_glob_and_a_list_name_tables_by_their_path_below(tmp_path: Path) -> None:
@@ -88,24 +80,6 @@ def test_a_text_file_is_read_to_an_end_that_nobody_knows() -> None:
 def test_a_slice_survives_json() -> None:
     one = Slice(InputFile(Path("x/a"), "a", {"bytes": 3}, (25, 3)), 4, None, 1, 2)
     assert Slice.from_json(one.to_json()) == one
-
-
-def job_of(folder: Path, model: str, *overrides: str) -> tuple[ReadingJob, list[InputFile]]:
-    """What workers of a run over folder/in are given, and its files; 8 rows a chunk."""
-    from infer.ray_worker import for_file
-    from infer.text_reading import TextReading
-    from infer.text_run import open_source
-
-    settings = settings_of(folder, model, "runner=ray", f"input={folder / 'in'}", *overrides, output="out")
-    files = [read_input(name, path) for name, path in named_files(str(folder / "in"), folder / "out").items()]
-    first = for_file(settings, files[0].path)
-    parts = PartFolder(folder / "out", TextReading(first, open_source(first), None, None).schema())
-    return ReadingJob(settings, None, None, parts), files
-
-
-def receipts(job: ReadingJob, slices: list[Slice]) -> list[dict[str, Any]]:
-    batch = {"slice": [one.to_json() for one in slices]}
-    return [json.loads(text) for answer in SliceReader(job)(batch) for text in answer["receipt"]]
 
 
 def test_a_damaged_row_costs_its_chunk_and_no_other(tmp_path: Path, tiny_language_model: str) -> None:
@@ -183,46 +157,6 @@ def test_rows_without_ids_are_named_by_their_file(tmp_path: Path, tiny_language_
         receipts(job, [Slice(file, 0, None) for file in files])
         ids = pd.concat(folder.frames(sorted(folder.folder.glob("part-*")), ["id"]))["id"]
     assert sorted(ids) == [f"{name}:{at}" for name in ("a.csv", "day/a.csv") for at in range(3)]
-
-
-def test_the_folder_is_refused_to_what_did_not_make_it(tmp_path: Path, tiny_language_model: str) -> None:
-    for name in ("a.parquet", "b.parquet"):
-        table(tmp_path / "in" / name, 8)
-    job, files = job_of(tmp_path, tiny_language_model)
-    identity = reading_identity(job.settings)
-    with OpenFolder(job.parts, identity, files):
-        receipts(job, [Slice(file, 0, 1) for file in files])
-        with pytest.raises(ValueError, match="is being written by another run"):
-            OpenFolder(job.parts, identity, files)
-    OpenFolder(job.parts, identity, files).close()
-    other = {**identity, "question.prompt": "Film: {text}"}
-    with pytest.raises(ValueError, match=r"2 parts that were made otherwise: they differ in question\.prompt"):
-        OpenFolder(job.parts, other, files)
-    with pytest.raises(ValueError, match="1 parts of files that input does not name, part-b-"):
-        OpenFolder(job.parts, identity, files[:1])
-    table(tmp_path / "in" / "b.parquet", 9)
-    changed = [read_input(file.name, file.path) for file in files]
-    with pytest.raises(ValueError, match=r"b\.parquet changed since its parts were made: input_bytes"):
-        OpenFolder(job.parts, identity, changed)
-    table(tmp_path / "in" / "b.parquet", 8)
-    table(tmp_path / "in" / "0.parquet", 8)  # one more stands in nobody's way
-    more = [read_input(name, path) for name, path in named_files(str(tmp_path / "in"), tmp_path / "out").items()]
-    with OpenFolder(job.parts, identity, more) as folder:
-        assert folder.done() == {"0.parquet": set(), "a.parquet": {0}, "b.parquet": {0}}
-
-
-def test_parts_that_are_torn_or_of_a_moved_name_are_not_done(tmp_path: Path, tiny_language_model: str) -> None:
-    table(tmp_path / "in" / "a.parquet", 40)
-    job, files = job_of(tmp_path, tiny_language_model)
-    with OpenFolder(job.parts, reading_identity(job.settings), files) as folder:
-        receipts(job, [Slice(files[0], 0, 5)])
-        paths = [job.parts.path(files[0], chunk) for chunk in range(5)]
-        paths[0].write_bytes(paths[0].read_bytes()[:500])
-        content = bytearray(paths[1].read_bytes())
-        content[40] ^= 1  # in a page: the footer is whole
-        paths[1].write_bytes(bytes(content))
-        paths[2].write_bytes(b"")
-        assert folder.done() == {"a.parquet": {3, 4}}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""Small inputs of runner=ray, and what its workers are given and answer, without Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from text_runs import reviews, settings_of
+
+from infer.part_folder import PartFolder
+from infer.ray_inputs import InputFile, named_files, read_input
+from infer.ray_slices import Slice
+from infer.ray_worker import ReadingJob, SliceReader
+
+
+def table(path: Path, rows: int = 3, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame = reviews(rows)
+    frame.to_parquet(path, **options) if path.suffix == ".parquet" else frame.to_csv(path, index=False)
+    return path
+
+
+def job_of(folder: Path, model: str, *overrides: str) -> tuple[ReadingJob, list[InputFile]]:
+    """What workers of a run over folder/in are given, and its files; 8 rows a chunk."""
+    from infer.ray_worker import for_file
+    from infer.text_reading import TextReading
+    from infer.text_run import open_source
+
+    settings = settings_of(folder, model, "runner=ray", f"input={folder / 'in'}", *overrides, output="out")
+    files = [read_input(name, path) for name, path in named_files(str(folder / "in"), folder / "out").items()]
+    first = for_file(settings, files[0].path)
+    parts = PartFolder(folder / "out", TextReading(first, open_source(first), None, None).schema())
+    return ReadingJob(settings, None, None, parts), files
+
+
+def receipts(job: ReadingJob, slices: list[Slice]) -> list[dict[str, Any]]:
+    batch = {"slice": [one.to_json() for one in slices]}
+    return [json.loads(text) for answer in SliceReader(job)(batch) for text in answer["receipt"]]
