@@ -17,9 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from infer.engine import Engine
 from infer.next_token import check_labels, model_end_tokens, read_answers, sum_spellings, token_count
-from infer.plans import positions
 from models.answers import Answers, Cut
 from models.engine_settings import QuestionSettings
 from models.prompt_tokens import PromptEncoder
@@ -89,6 +87,9 @@ class LabelReader:
         model, tokenizer = loaded.model, loaded.tokenizer
         self.tokenizer = tokenizer
         self.seq2seq = bool(model.config.is_encoder_decoder)
+        from infer.engine import Engine  # here: it brings torch, and a refused input must be told at once
+        from infer.plans import positions
+
         self.engine = Engine(model, vocab_size=token_count(tokenizer), budget_tokens=budget_tokens)
         self.max_tokens = min(max_tokens or 1 << 30, positions(model.config))
         self.chat = wants_chat(question.chat, tokenizer, _spoken(question)) and not self.seq2seq

@@ -37,24 +37,27 @@ def rank_state() -> Any:
 
 def is_main() -> bool:
     """True in the one process that writes files and speaks."""
-    return bool(rank_state().is_main_process)
+    return world_size() == 1 or bool(rank_state().is_main_process)
 
 
 def wait_for_all() -> None:
     """Return when every process has come here."""
-    rank_state().wait_for_everyone()
+    if world_size() > 1:  # accelerate takes seconds to import
+        rank_state().wait_for_everyone()
 
 
 def from_main(value: Any) -> Any:
     """The main process's value, in every process: for what is looked up on a disk that others are about to change."""
+    if world_size() == 1 or rank_state().num_processes == 1:
+        return value
     from accelerate.utils import broadcast_object_list
 
-    return broadcast_object_list([value])[0] if rank_state().num_processes > 1 else value
+    return broadcast_object_list([value])[0]
 
 
 def any_of(value: bool) -> bool:
     """True in every process where it is True in one; returns when every process has come here."""
-    if rank_state().num_processes == 1:
+    if world_size() == 1 or rank_state().num_processes == 1:
         return value
     from accelerate.utils import gather_object
 
