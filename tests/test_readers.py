@@ -75,7 +75,7 @@ def fixed_reader(monkeypatch: pytest.MonkeyPatch) -> None:
         FixedReader.loads += 1
         return FixedReader()
 
-    monkeypatch.setattr("infer.text_run.load_reader", load)
+    monkeypatch.setattr("infer.text_reading.load_reader", load)
 
 
 @pytest.mark.parametrize(
