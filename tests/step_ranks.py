@@ -6,6 +6,7 @@ torchrun --nproc_per_node 2 tests/step_ranks.py ENCODER FOLDER [TRAINING ...]
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ TRAININGS = {
     "plain": ("trainer.batch_rows=8", "trainer.epochs=2", "trainer.budget_tokens=90"),
     "full": ("trainer.batch_rows=8", "trainer.epochs=2"),
     "odd": ("trainer.batch_rows=1",),
+    "lost": ("trainer.batch_rows=8", "trainer.nan_steps=1"),
     "clipped": (
         "trainer.batch_rows=8", "trainer.epochs=2", "trainer.budget_tokens=90", "trainer.max_grad_norm=0.05",
         "trainer.layer_decay=0.5",
@@ -57,6 +59,8 @@ def one(name: str, encoder: str, folder: Path) -> dict:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
         loop.model.register_forward_pre_hook(refuse, with_kwargs=True)
+    if name == "lost":
+        return lost(loop)
     dealt = DealtWeights()
     loop.add_callback(dealt)
     loop.train()
@@ -79,6 +83,22 @@ def one(name: str, encoder: str, folder: Path) -> dict:
         "losses": [entry["loss"] for entry in loop.state.log_history if "loss" in entry],
         "norms": [float(entry["grad_norm"]) for entry in loop.state.log_history if "grad_norm" in entry],
     }
+
+
+def lost(loop) -> dict:
+    """In the second step the loss of the second process alone is no number; what each says, and what it had read."""
+    inner = loop.compute_loss
+
+    def poisoned(*given, **named):
+        return inner(*given, **named) * (math.nan if rank() == 1 and loop.state.global_step == 1 else 1.0)
+
+    loop.compute_loss = poisoned
+    said = ""
+    try:
+        loop.train()
+    except ValueError as error:
+        said = str(error)
+    return {"said": said, "read": loop.names([item for part, _ in loop.losses for item in part])}
 
 
 def keep(loop, path: Path) -> None:
@@ -124,7 +144,7 @@ def as_on_gpus() -> None:
 
 if __name__ == "__main__":
     encoder, folder = sys.argv[1], Path(sys.argv[2])
-    names = sys.argv[3:] or ["plain", "full", "odd"]
+    names = sys.argv[3:] or ["plain", "full", "odd", "lost"]
     if names[0].startswith("fsdp") and not torch.cuda.is_available():
         as_on_gpus()
     stories = {name: one(name, encoder, folder) for name in names}

@@ -28,8 +28,9 @@ ROWS = pair_rows(16)
 
 
 def trainer(
-    folder: Path, encoder: str, *overrides: str, rows: list = ROWS, head: str = "joint", smoothing: float = 0.0
-):
+    folder: Path, encoder: str, *overrides: str, rows: list = ROWS, head: str = "joint", smoothing: float = 0.0,
+    dropout: float = 0.0,
+):  # fmt: skip
     settings = compose(
         "+experiment=arena_quickstart",
         "model.dropout=0.0",
@@ -41,7 +42,7 @@ def trainer(
     tokenizer = load_tokenizer(encoder)
     reader = make_reader(tokenizer, head=head, budget_tokens=64, prompt_share=0.25)
     fields = tokenise_fields(rows, tokenizer)
-    model = build_model(load_encoder(encoder, dropout=0.0, vocab_size=len(tokenizer)), head, None)
+    model = build_model(load_encoder(encoder, dropout=dropout, vocab_size=len(tokenizer)), head, None)
     targets = np.array([row.target for row in rows], dtype=np.float32)
 
     def collate(items: list[int]) -> dict[str, torch.Tensor]:

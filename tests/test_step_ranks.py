@@ -61,3 +61,11 @@ def test_one_process_out_of_memory_makes_both_read_less_at_once(ranks) -> None:
 def test_gradients_go_by_ddp_once_every_process_has_been_through_as_much(ranks) -> None:
     plain = ranks[1][0]["plain"]
     assert plain["steps"] == 6 and 2 <= plain["exchanged"] < 6  # the first step does not count as proof
+
+
+def test_every_process_names_the_rows_of_the_one_that_had_no_loss(ranks) -> None:
+    innocent, guilty = (story["lost"] for story in ranks[1])
+    assert guilty["said"] == innocent["said"]
+    assert "Step 2: the loss was not a number" in innocent["said"]
+    assert all(row in innocent["said"] for row in guilty["read"])
+    assert not any(row in innocent["said"] for row in innocent["read"])

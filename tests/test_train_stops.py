@@ -61,24 +61,28 @@ def listening():
     stopping.forget()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_amid_a_step_ends_it_and_saves(tiny_encoder: str, tmp_path: Path, listening, number: int) -> None:
-    whole = trainer(tmp_path / "whole", tiny_encoder, *STEPS)
+@pytest.mark.parametrize(("at", "number"), [(3, signal.SIGTERM), (4, signal.SIGINT)])
+def test_a_signal_amid_a_step_ends_it_and_saves(
+    tiny_encoder: str, tmp_path: Path, listening, at: int, number: int
+) -> None:
+    """Step 4 is followed by an evaluation, which is left to the next launch: with dropout it must not draw anew."""
+    whole = trainer(tmp_path / "whole", tiny_encoder, *STEPS, dropout=0.1)
     whole.train()
-    loop = trainer(tmp_path / "cut", tiny_encoder, *STEPS)
+    loop = trainer(tmp_path / "cut", tiny_encoder, *STEPS, dropout=0.1)
     step = loop.compute_loss
 
     def signalled(*given, **named):
-        if loop.state.global_step == 2:
+        if loop.state.global_step == at - 1:
             os.kill(os.getpid(), number)
         return step(*given, **named)
 
     loop.compute_loss = signalled  # type: ignore[method-assign]
-    with pytest.raises(Stopped, match=r"fold 0, step 3 of 6 is saved in .*cut") as stopped, stopping.finishing_steps():
+    saved = pytest.raises(Stopped, match=rf"fold 0, step {at} of 6 is saved in .*cut")
+    with saved as stopped, stopping.finishing_steps():
         loop.train()
     assert stopped.value.exit_code == 128 + number
     stopping.forget()
-    again = trainer(tmp_path / "cut", tiny_encoder, *STEPS)
+    again = trainer(tmp_path / "cut", tiny_encoder, *STEPS, dropout=0.1)
     go_on(again)
     assert same_training(whole, again)
 
@@ -87,7 +91,7 @@ def test_a_signal_amid_an_evaluation_drops_it_and_the_next_launch_makes_it(
     tiny_encoder: str, tmp_path: Path, listening
 ) -> None:
     def scored(folder: str, *, signalled: bool = False) -> FoldTrainer:
-        loop = trainer(tmp_path / folder, tiny_encoder, *STEPS)
+        loop = trainer(tmp_path / folder, tiny_encoder, *STEPS, dropout=0.1)
 
         def evaluate(network) -> dict[str, float]:
             if signalled and loop.state.global_step == 4:
@@ -99,8 +103,9 @@ def test_a_signal_amid_an_evaluation_drops_it_and_the_next_launch_makes_it(
         loop.evaluate_heldout = evaluate
         return loop
 
-    whole, cut = scored("whole"), scored("cut", signalled=True)
+    whole = scored("whole")
     whole.train()
+    cut = scored("cut", signalled=True)
     with pytest.raises(Stopped, match="step 4 of 6 is saved"), stopping.finishing_steps():
         cut.train()
     stopping.forget()

@@ -1,4 +1,4 @@
-"""What the processes of a launch settle among themselves within a step: a number, the mean gradient.
+"""What the processes of a launch settle among themselves within a step: a number, a list, the mean gradient.
 
 Gradients are averaged here where DistributedDataParallel cannot be let to: a process that has run out of memory would
 leave the others waiting for its part. Knows tensors only.
@@ -27,6 +27,15 @@ def largest(number: int, device: Any) -> int:
     shared = torch.tensor(number, device=device)
     distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
     return int(shared)
+
+
+def joined(items: list[int]) -> list[int]:
+    """All processes' lists one after the other, in every process."""
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return items
+    from accelerate.utils import gather_object
+
+    return list(gather_object(items))
 
 
 def mean(value: torch.Tensor) -> float:

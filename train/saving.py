@@ -188,6 +188,8 @@ class SavingTrainer(StepTrainer):
         self.unread_steps = progress["unread_steps"]
         self.control.should_training_stop = progress["over"]
         if progress["evaluation_due"]:
+            # Trainer loads the generators' states with the first step. This evaluation saves them before that.
+            self._load_rng_state(str(self._resumed))
             self.control.should_log, self.control.should_evaluate, self.control.should_save = False, True, True
             self._maybe_log_save_evaluate(
                 self._tr_loss, None, self.model_wrapped, None, self.state.epoch, None, time.time()

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
 
 from infer.batching import is_out_of_memory, release_memory
-from train.agreement import average_gradients, largest, smallest
+from train.agreement import average_gradients, joined, smallest
 from train.batches import RowItems, StepSampler
 from train.callbacks import EpochShuffle
 from train.micro_batches import MicroBatches
@@ -150,15 +150,15 @@ class StepTrainer(Trainer):
         if norm is None or math.isfinite(norm):
             self.skipped_in_a_row = 0
             return norm
-        odd = [item for part, loss in self.losses if not math.isfinite(loss) for item in part]
+        # The norm is the same in every process, so all come here, and one speaks for all.
+        odd = joined([item for part, loss in self.losses if not math.isfinite(loss) for item in part])
         scaled = getattr(self.accelerator, "scaler", None) is not None or (self.is_deepspeed_enabled and self.args.fp16)
         # fp16's scaler finds what does not fit, skips the step and scales less. That is its work, no failure: it
         # counts only where a loss was no number either.
-        lost = largest(len(odd), self.args.device) > 0
-        if lost:  # in any process: the mean that is logged is of the other steps
+        if odd:  # the mean that is logged is of the other steps
             self._tr_loss -= self.step_loss
             self.unread_steps += 1
-        if lost or not scaled:
+        if odd or not scaled:
             self._leave_out(odd, scaled)
         return None
 
@@ -174,7 +174,7 @@ class StepTrainer(Trainer):
         super()._maybe_log_save_evaluate(*given, **named)
 
     def _leave_out(self, odd: list[int], scaled: bool) -> None:
-        """Make the coming optimizer step do nothing; said in the log, counted. odd: the items here without a loss.
+        """Make the coming optimizer step do nothing; said in the log, counted. odd: all processes' items without a loss.
 
         The gradient stays as it is, for whoever looks at it, until Trainer throws it away. The schedule goes on: it
         counts steps, and the plan of the training does not depend on what could not be read.
@@ -182,7 +182,8 @@ class StepTrainer(Trainer):
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         what = "loss" if odd or scaled else "loss or gradient"
-        rows = ", ".join(dict.fromkeys(self.names(odd or [item for part, _ in self.losses for item in part])))
+        items = odd or joined([item for part, _ in self.losses for item in part])
+        rows = ", ".join(dict.fromkeys(self.names(items)))
         step = self.state.global_step + 1
         if self.is_deepspeed_enabled and not scaled:
             most = 1  # the engine has taken its step by now
