@@ -123,7 +123,7 @@ def stopped(road, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def damaged_copies(stopped: Path, tmp_path: Path, *, seed: int):
     """(name of the damage, a copy of the stopped run whose newest checkpoint has it), for every file and damage."""
-    newest = last_whole_checkpoint(stopped / "fold0" / "attempts" / "0", mend=False)
+    newest = last_whole_checkpoint(stopped / "fold0" / "attempts" / "0")
     assert newest is not None
     random = np.random.default_rng(seed)
     for name in sorted(path.name for path in newest.iterdir()):

@@ -75,7 +75,7 @@ def _attempt(
     settings: Settings, data: FoldData, fold: int, work: Path, *, seed: int, rate: float, last: bool, deliver: bool
 ) -> tuple[Any, Any, dict[str, Any]]:
     """One training from `seed` at `rate`: (the learner with its best weights, the loop that made them, its story)."""
-    from infer.ranks import is_main, wait_for_all
+    from infer.ranks import from_main, is_main
     from train import callbacks
     from train.checkpoints import last_whole_checkpoint
     from train.pace import TimeIsUp
@@ -88,9 +88,8 @@ def _attempt(
     loop = _make_loop(settings, data, fold, work, learner, guard, seed=seed, rate=rate, deliver=deliver)
     if is_main():
         work.mkdir(parents=True, exist_ok=True)
-        last_whole_checkpoint(work)
-    wait_for_all()
-    checkpoint = last_whole_checkpoint(work, mend=False)
+    # One looks for all: gigabytes are read once, and no two processes go on from different steps.
+    checkpoint = from_main(last_whole_checkpoint(work) if is_main() else None)
     if checkpoint is not None:
         log.info(f"fold {fold}: going on from {checkpoint}")
     cut_short = False

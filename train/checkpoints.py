@@ -12,33 +12,49 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from models.manifest import damage, write_manifest
-from models.tasks.files import read_record
+from models.tasks.files import flush, read_record
 
 log = logging.getLogger("tiebreak")
 
 UNFINISHED = "unfinished"
 STATE = "trainer_state.json"
 NETWORK = "trained.safetensors"  # the trained parameters; all that is needed of a best network's checkpoint
-OPTIMIZER = "optimizer.pt"
+OPTIMIZERS = ("optimizer*", "global_step*")  # as Trainer, accelerate's FSDP and DeepSpeed call them
 KEPT = 2  # the newest, and the one before in case that one is damaged
 
 
-def last_whole_checkpoint(folder: Path, *, mend: bool = True) -> Path | None:
-    """The newest checkpoint that is as it was written, and whose best network is too.
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is as it was written and has all to go on from; for one process of a launch.
 
-    mend, for one process of a launch: damaged newer ones are set aside with a message, unfinished ones deleted.
+    Newer ones are set aside with a message, unfinished ones deleted.
     """
-    if mend:
-        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     for checkpoint in _by_step(folder):
         wrong = _lack(checkpoint)
         if wrong is None:
             return checkpoint
-        if mend:
-            log.warning(f"{checkpoint}: {wrong}. Set aside as {set_aside(checkpoint).name}; going on without it")
+        log.warning(f"{checkpoint}: {wrong}. Set aside as {set_aside(checkpoint).name}; going on without it")
+    return None
+
+
+def best_whole_step(folder: Path, scores: Mapping[int, float], *, told: int | None) -> int | None:
+    """The step with the lowest score whose network is still as it was written; for one process of a launch.
+
+    told: the best that a checkpoint names; where it is damaged that is said, and the next best one found.
+    """
+    for step in sorted(scores, key=lambda step: (step != told, scores[step], step)):
+        checkpoint = folder / f"checkpoint-{step}"
+        only = [NETWORK] if (checkpoint / NETWORK).is_file() else None
+        wrong = damage(checkpoint, required=True, only=only) if checkpoint.is_dir() else "it is gone"
+        if wrong is None:
+            return step
+        if step == told:
+            aside = f" Set aside as {set_aside(checkpoint).name}." if checkpoint.is_dir() else ""
+            log.warning(f"{checkpoint}, the best network so far: {wrong}.{aside} The next best one takes its place")
     return None
 
 
@@ -59,6 +75,8 @@ def put_in_place(unfinished: Path) -> None:
     if place.exists():  # of the same step: saved before its evaluation
         os.replace(place, unfinished.parent / f"older-{place.name}")
     os.replace(unfinished, place)
+    if os.name == "posix":
+        flush(place.parent)  # the new name is on the disk before what it takes the place of goes
     shutil.rmtree(unfinished.parent)
     thin_out(place.parent)
 
@@ -71,9 +89,8 @@ def thin_out(folder: Path) -> None:
         if older not in best:
             shutil.rmtree(older)
         elif (older / NETWORK).is_file():
-            (older / OPTIMIZER).unlink(missing_ok=True)
-            for dealt in older.glob("global_step*"):  # DeepSpeed's
-                shutil.rmtree(dealt)
+            for state in _optimizers(older):
+                shutil.rmtree(state) if state.is_dir() else state.unlink()
 
 
 def best_of(checkpoint: Path) -> Path | None:
@@ -103,14 +120,12 @@ def _by_step(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
 
 
+def _optimizers(checkpoint: Path) -> list[Path]:
+    return [path for pattern in OPTIMIZERS for path in checkpoint.glob(pattern)]
+
+
 def _lack(checkpoint: Path) -> str | None:
     """Why training cannot go on from here as if it had never stopped; None where it can."""
-    wrong = damage(checkpoint, required=True)
-    if wrong is not None:
-        return wrong
-    best = best_of(checkpoint)
-    if best is None or best == checkpoint:
-        return None
-    only = [NETWORK] if (best / NETWORK).is_file() else None
-    wrong = damage(best, required=True, only=only) if best.is_dir() else "it is gone"
-    return None if wrong is None else f"it needs the best network so far, {best.name}, of which {wrong}"
+    if (checkpoint / NETWORK).is_file() and not _optimizers(checkpoint):
+        return "it holds a network and no optimizer's state to go on with"
+    return damage(checkpoint, required=True)

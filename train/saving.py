@@ -7,6 +7,7 @@ is still to come, whether the training was over. Knows steps and files; never ro
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import time
@@ -19,11 +20,12 @@ import torch
 from transformers import TrainerCallback
 
 from infer.files import write_json
+from infer.ranks import from_main
 from infer.stopping import Stopped, asked_to_stop, at_once, time_left_s
 from models.tasks.disk import told_by_disk
 from models.tasks.files import read_record
 from train.agreement import largest, mean
-from train.checkpoints import UNFINISHED, put_in_place
+from train.checkpoints import UNFINISHED, best_whole_step, put_in_place
 from train.pace import Pace, TimeIsUp
 from train.step import StepTrainer
 from train.whole_weights import load_deepspeed_state, save_dealt_state, whole
@@ -165,8 +167,22 @@ class SavingTrainer(StepTrainer):
     def _init_training_state(self, max_steps: int, steps: int, epochs: int, resumed: Any, trial: Any) -> Any:
         self._resumed = Path(resumed) if resumed else None
         found = super()._init_training_state(max_steps, steps, epochs, resumed, trial)
+        if self._resumed is not None and self.args.load_best_model_at_end:
+            self._settle_best()
         self._find_best()
         return found
+
+    def _settle_best(self) -> None:
+        """Where the best network so far is damaged, the best of those that are not takes its place."""
+        log = self.state.log_history
+        scores = {
+            int(one["step"]): one["eval_log_loss"] for one in log if math.isfinite(one.get("eval_log_loss", math.nan))
+        }
+        told = self.state.best_global_step
+        main = self.is_world_process_zero()
+        step = from_main(best_whole_step(self.folder, scores, told=told) if main and told else told)
+        if step != told:
+            self.state.best_global_step, self.state.best_metric = step, scores[step] if step else None
 
     def _find_best(self) -> None:
         """The best network's checkpoint by its step: its path may have changed, when it was saved or with the run's."""

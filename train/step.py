@@ -174,7 +174,7 @@ class StepTrainer(Trainer):
         super()._maybe_log_save_evaluate(*given, **named)
 
     def _leave_out(self, odd: list[int], scaled: bool) -> None:
-        """Make the coming optimizer step do nothing; said in the log, counted. odd: all processes' items without a loss.
+        """Make the coming optimizer step do nothing; said in the log, counted. odd: all items without a loss.
 
         The gradient stays as it is, for whoever looks at it, until Trainer throws it away. The schedule goes on: it
         counts steps, and the plan of the training does not depend on what could not be read.

@@ -39,14 +39,14 @@ def write_atomically(path: str | Path, *, make_folder: bool = True) -> Iterator[
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            _flush(temporary)
+            flush(temporary)
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):  # its folder may be gone, or read-only by now: the first error is the one to tell
                 temporary.unlink()
             raise
         if os.name == "posix":  # the rename itself is on disk only after its folder is; Windows cannot open a folder
-            _flush(path.parent)
+            flush(path.parent)
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def write_folder_atomically(path: str | Path) -> Iterator[Path]:
             yield temporary
             for inside in [*temporary.rglob("*"), temporary]:
                 if inside.is_file() or os.name == "posix":
-                    _flush(inside)
+                    flush(inside)
             if path.exists():
                 os.replace(path, older)
             os.replace(temporary, path)
@@ -76,10 +76,11 @@ def write_folder_atomically(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(older, ignore_errors=True)
         if os.name == "posix":
-            _flush(path.parent)
+            flush(path.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Return when a file's bytes, or on POSIX a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
