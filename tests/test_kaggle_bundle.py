@@ -100,10 +100,17 @@ def test_the_kernel_asks_for_two_t4_no_network_and_its_own_data_sets(made: Path)
         assert f"kaggle datasets create -p {part} " in (made / "README.md").read_text()
 
 
-def test_a_long_name_still_fits_a_data_set() -> None:
+def test_a_long_name_still_fits_a_data_set_and_a_kernel() -> None:
     names = notebook.Names("ada", notebook.slug_of("Tiebreak " + "arena_deberta_" * 5), "llm", "t4")
     for part in ("run", "wheels", "base"):
         assert 6 <= len(notebook.data_set_metadata(names, part)["title"]) <= 50
+    told = notebook.kernel_metadata(names, [])
+    assert 5 <= len(told["title"]) <= 50 and told["id"] == f"ada/{told['title']}"
+
+
+def test_the_readme_names_every_file_that_the_notebook_leaves(made: Path) -> None:
+    for name in ("submission.csv.json", "predictions.csv", "infer.log", "bad_test_rows.csv"):
+        assert name in (made / "README.md").read_text()
 
 
 def test_the_notebook_is_one_and_its_cells_compile(made: Path) -> None:
@@ -204,10 +211,29 @@ def test_what_looks_like_a_key_stops_the_bundle(
     ("value", "clean"),
     [("/home/ada/llama-8b/", "llama-8b"), ("C:\\models\\llama", "llama"), ("~/llama", "llama"),
      ("meta/llama", "meta/llama"), ("package:llm/x.gguf", "package:llm/x.gguf"), ("</s>", "</s>"), ("//", "//"),
-     ("/", "/")],
+     ("/", "/"), ("/think", "/think"), ("{% if '/a/b' %}", "{% if '/a/b' %}"), ("https://a.org/b", "https://a.org/b"),
+     ("C:/models/llama", "llama"), ("/My Drive/llama/x", "x"), ("file:///home/ada/x", "x"),
+     ("../../home/ada/x", "x"), ("/home/{user}/x", "x"), ("from /home/ada/in.csv twice", "from in.csv twice")],
 )  # fmt: skip
 def test_a_path_keeps_its_last_name_and_a_token_its_all(value: str, clean: str) -> None:
-    assert contents.without_paths({"a": [value]}) == {"a": [clean]}
+    assert contents.without_paths({"a": [value]}, ["/home/ada/"]) == {"a": [clean]}
+
+
+@pytest.mark.parametrize("key", ["name", "_name_or_path", "base_model_name_or_path", "tokenizer_file"])
+def test_under_a_key_that_names_a_place_one_slash_makes_a_path(key: str) -> None:
+    value = {key: "/llama-8b", "pad_token": "/llama-8b"}
+    assert contents.without_paths({"base": value}) == {"base": {key: "llama-8b", "pad_token": "/llama-8b"}}
+
+
+def test_a_folder_of_this_machine_that_stays_in_a_text_stops_the_bundle(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "fold1" / "checkpoint" / "notes.txt").write_text(f"made from {run.parent}/in.csv")
+    (run / "fold1" / "checkpoint" / "manifest.json").unlink()
+    said = refusal(capsys, run, "--out", tmp_path / "out", "--no-wheels")
+    assert "notes.txt names" in said and not (tmp_path / "out").exists()
 
 
 def base_folder(folder: Path, licence: str | None) -> Path:
@@ -252,8 +278,8 @@ def test_adapters_are_pointed_at_their_base(tmp_path: Path) -> None:
     kaggle_bundle.check_command(notebook.infer_arguments(inside))
 
 
-def test_the_p100_is_named_with_its_own_torch_and_a_warning(tmp_path: Path) -> None:
-    names = notebook.Names("ada", "tiebreak-x", "llm", "p100")
-    inside = contents.Contents(tmp_path, "arena_deberta", "encoder", (tmp_path,), None, "auto", "none")
-    assert notebook.kernel_metadata(names, ["run"])["machine_shape"] == "NvidiaTeslaP100"
-    assert "CUDA 12.6" in notebook.readme_of(inside, names, ["run"])
+def test_a_p100_without_a_torch_of_its_own_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refusal(capsys, finished, "--out", tmp_path / "out", "--gpu", "p100", "--no-wheels")
+    assert "its own build of torch" in said

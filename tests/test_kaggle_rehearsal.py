@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,56 @@ def test_the_simulated_image_is_too_old_in_what_a_run_needs() -> None:
     held = image.listed()
     assert held["torchao"] == "0.10.0" and "hydra-core" not in held and "tiebreak" not in held
     assert held["transformers"] == "5.9.0"  # tiebreak asks for 5.17
+
+
+@pytest.mark.parametrize("torchao", ["0.10.0", "0.16.0"])
+def test_what_the_image_built_on_its_torch_goes_where_ours_comes(torchao: str) -> None:
+    held = {name: Package("1.0", ()) for name in ("torch", "torchvision", "torchaudio", "numpy")}
+    held["torchao"] = Package(torchao, ())
+    old = {"torchao"} if torchao == "0.10.0" else set()
+    assert set(installing.in_the_way(held, ["tiebreak", "torch"])) == {"torchvision", "torchaudio"} | old
+    assert set(installing.in_the_way(held, ["tiebreak"])) == old
+
+
+@pytest.mark.slow  # ten seconds: an environment of its own
+def test_an_images_torchvision_that_raises_over_our_torch_is_gone_after_the_installation(tmp_path: Path) -> None:
+    bundled = tmp_path / "wheels"
+    bundled.mkdir()
+    for name, version in (("torch", "2.9.0"), ("tiebreak", "1.0")):
+        wheels.write_stub(bundled, name, version)
+    wheels.write_record(bundled, python=wheels.HERE, always=["torch"])
+    python, _ = image.make_image(tmp_path / "image", bundled)
+
+    def told(code: str) -> str:
+        done = subprocess.run([python, "-c", code], cwd=bundled, capture_output=True, text=True)
+        return done.stdout + done.stderr
+
+    assert "RuntimeError: operator torchvision::nms does not exist" in told("import torchvision")
+    install = f"import install, pathlib; install.install(pathlib.Path('.'), pathlib.Path({str(tmp_path / 'to')!r}))"
+    assert "torchvision 0.26.0 goes for this session" in told(install)
+    for name in ("torchvision", "torchaudio", "torchao"):
+        assert "ModuleNotFoundError" in told(f"import {name}")
+
+
+SHARE = "2026-01-01 10:00:00  {} rows read in 1.0 s{}, 5.0 rows/s\n"
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected", "fits"),
+    [([" on this process, one of 2"], 2, True), ([""], 1, True), ([" on this process, one of 2"], 1, False),
+     ([""], 2, False), ([" on this process, one of 2"] * 2, 2, False), ([], 2, False)],
+)  # fmt: skip
+def test_processes_that_do_not_share_the_rows_fail_the_rehearsal(
+    shares: list[str], expected: int, fits: bool, tmp_path: Path
+) -> None:
+    """Two that take themselves for the only one both tell their share; so does each that reads everything."""
+    log = tmp_path / "infer.log"
+    log.write_text("".join(SHARE.format(20, share) for share in shares))
+    if fits:
+        assert f"processes: {expected}" in rehearsal.check_processes(log, expected)
+    else:
+        with pytest.raises(ValueError, match=f"expected one share, of {expected}"):
+            rehearsal.check_processes(log, expected)
 
 
 @pytest.mark.slow  # two minutes of CPU: a small training, an environment, two processes

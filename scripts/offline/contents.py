@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,10 @@ TEXTS = (".json", ".md", ".txt", ".jinja")
 RECORDS = (IDENTITY, "config.json", "tokenizer_config.json", "adapter_config.json", "generation_config.json")
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{30,}|AKIA[0-9A-Z]{16}"
                      r"|KGAT_[0-9a-f]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY")  # fmt: skip
-_PATH = re.compile(r"^(?:[A-Za-z]:\\|~/|\\\\|(?=/[\w.-]+/))[^\n]*$")
+_PATH = re.compile(r"^(?:[A-Za-z]:[\\/]|~[\w.-]*/|\\\\|file:/|\.\.?/|/(?=[^/\s][^/\n]*/))[^\n]*$")
+# Under these keys one slash makes a path; elsewhere it may be a token.
+_NAMES_A_PLACE = re.compile(r"(?:^|_)(?:name|path|dir|folder|file|csv)s?$")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")  # their tokens may look like paths
 
 
 @dataclass(frozen=True)
@@ -132,18 +136,20 @@ def licence_of(path: Path) -> str | None:
 
 def copy_run(contents: Contents, folder: Path) -> None:
     """The run's folder as infer reads it: fold*/done.json, fold*/checkpoint, calibration.json. Raises ValueError."""
+    here = places_here(contents.run)
     for checkpoint in contents.checkpoints:
         to = folder / checkpoint.parent.name / "checkpoint"
         to.parent.mkdir(parents=True)
         shutil.copytree(checkpoint, to, ignore=shutil.ignore_patterns(*LEFT_OUT))
         for name in RECORDS:
             if (to / name).is_file():
-                _write_clean(to / name, to / name)
+                _write_clean(to / name, to / name, here)
         write_manifest(to)
-        _write_clean(checkpoint.parent / "done.json", to.parent / "done.json")
+        _write_clean(checkpoint.parent / "done.json", to.parent / "done.json", here)
     if (contents.run / "calibration.json").is_file():
-        _write_clean(contents.run / "calibration.json", folder / "calibration.json")
+        _write_clean(contents.run / "calibration.json", folder / "calibration.json", here)
     refuse_secrets(folder)
+    refuse_paths(folder, here)
 
 
 def copy_base(base: Base, folder: Path) -> None:
@@ -151,12 +157,14 @@ def copy_base(base: Base, folder: Path) -> None:
     if base.path is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
+    here = places_here(base.path)
     files = [base.path] if base.path.is_file() else sorted({one for ask in BASE_FILES for one in base.path.glob(ask)})
     for file in files:
         shutil.copyfile(file, folder / file.name)
         if file.name in RECORDS:
-            _write_clean(file, folder / file.name)
+            _write_clean(file, folder / file.name, here)
     refuse_secrets(folder)
+    refuse_paths(folder, here)
 
 
 def size_of(contents: Contents) -> int:
@@ -180,20 +188,46 @@ def _bytes(path: Path) -> int:
 
 def last_of(name: str) -> str:
     """A name without the folders of this machine: /home/me/llama -> llama; hub and package names stay."""
-    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if _PATH.match(name) else name
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if _PATH.match(name) or re.match(r"/[^/]", name) else name
 
 
-def without_paths(value: Any) -> Any:
-    """The JSON value with every text that is a path of a machine cut to its last name."""
+def without_paths(value: Any, here: Sequence[str] = (), *, key: str = "") -> Any:
+    """The JSON value with every text that is a path of a machine cut to its last name, and `here` out of all texts.
+
+    here: folders of this machine, each with its last slash.
+    """
     if isinstance(value, dict):
-        return {key: without_paths(one) for key, one in value.items()}
+        return {name: without_paths(one, here, key=name) for name, one in value.items()}
     if isinstance(value, list):
-        return [without_paths(one) for one in value]
-    return last_of(value) if isinstance(value, str) and len(value) > 1 and "{" not in value else value
+        return [without_paths(one, here, key=key) for one in value]
+    if not isinstance(value, str) or len(value) < 2:
+        return value
+    if _PATH.match(value) or _NAMES_A_PLACE.search(key):
+        return last_of(value)
+    for place in here:
+        value = value.replace(place, "")
+    return value
 
 
-def _write_clean(source: Path, target: Path) -> None:
-    target.write_text(json.dumps(without_paths(read_record(source)), indent=2) + "\n", encoding="utf-8")
+def places_here(*paths: Path) -> tuple[str, ...]:
+    """The checkout, the home and the folders of these paths, each with its last slash, the longest first."""
+    asked = [Path(__file__).resolve().parents[2], Path.home()]
+    asked += [place for path in paths for place in (path.absolute().parent, path.resolve().parent)]
+    return tuple(sorted({f"{place}/" for place in asked if len(place.parts) > 1}, key=lambda one: (-len(one), one)))
+
+
+def _write_clean(source: Path, target: Path, here: Sequence[str]) -> None:
+    target.write_text(json.dumps(without_paths(read_record(source), here), indent=2) + "\n", encoding="utf-8")
+
+
+def refuse_paths(folder: Path, here: Sequence[str]) -> None:
+    """Raises ValueError naming the file that holds a folder of this machine."""
+    for file in sorted(one for one in folder.rglob("*") if one.suffix in TEXTS and one.is_file()):
+        if file.name not in VOCABULARIES:
+            text = file.read_text(encoding="utf-8", errors="replace")
+            named = next((place for place in here if place in text), None)
+            if named is not None:
+                raise ValueError(f"{file.relative_to(folder)} names {named}, a folder of this machine. Take it out.")
 
 
 def refuse_secrets(folder: Path) -> None:

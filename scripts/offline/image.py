@@ -2,12 +2,14 @@
 
 Linked are the packages that image.txt lists in a version that a run can use, torch among them, in the versions of this
 environment; of what the image has too old there is an empty one of that version, which raises where it is imported;
-of what the image lacks, tiebreak among it, there is nothing. Knows packages; never a bundle's content.
+of what the image lacks, tiebreak among it, there is nothing. Where the bundle brings its own torch, what the image
+built on the other raises as it would. Knows packages; never a bundle's content.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import subprocess
 import sys
 import zipfile
@@ -15,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from pip._vendor.packaging.utils import canonicalize_name
 
-from offline.install import Package, choose, installed, wheels_in
+from offline.install import BUILT_ON_TORCH, GIVEN, RECORD, Package, choose, installed, wheels_in
 from offline.wheels import write_stub
 
 LIST = Path(__file__).with_name("image.txt")
@@ -38,11 +40,15 @@ def make_image(folder: Path, wheels: Path) -> tuple[Path, dict[str, str]]:
     too_old = {name: has[name] for name in needed if name in has}
     stubs = folder / "stubs"
     stubs.mkdir()
-    for name, version in {**too_old, "torchao": has["torchao"]}.items():
-        says = f"the image's own {name} {version} was imported"
-        with zipfile.ZipFile(write_stub(stubs, name, version, says=says)) as archive:
+    always = json.loads((wheels / RECORD).read_text(encoding="utf-8"))["always"]
+    built = {name: has[name] for name in BUILT_ON_TORCH} if GIVEN in always else {}
+    for name, version in {**too_old, "torchao": has["torchao"], **built}.items():
+        says, raises = f"the image's own {name} {version} was imported", "ImportError"
+        if name in built:
+            says, raises = "operator torchvision::nms does not exist", "RuntimeError"
+        with zipfile.ZipFile(write_stub(stubs, name, version, says=says, raises=raises)) as archive:
             archive.extractall(site)
-    for name in has.keys() - too_old.keys() - {"torchao"}:
+    for name in has.keys() - too_old.keys() - {"torchao", *built}:
         _link(name, site)
     return python, too_old
 

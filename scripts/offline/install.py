@@ -28,6 +28,10 @@ RECORD = "tiebreak-wheels.json"
 ROOT = "tiebreak"
 GIVEN = "torch"  # the image's own build fits its driver: what it needs is beside it, and is not looked into
 TORCHAO_FROM = "0.16"  # peft raises where it finds an older one, and images bring 0.10
+BUILT_ON_TORCH = (
+    "torchvision",
+    "torchaudio",
+)  # over another torch they raise, and transformers with them
 SMOKE = """
 import importlib, importlib.metadata, sys
 for name in sys.argv[1:]:
@@ -144,11 +148,20 @@ def install(wheels: Path, to: Path) -> list[str]:
     )
     for name in names:
         print(f"  {name} {house[name].version}" + (f" (image: {image[name].version})" if name in image else ""))
-    torchao = image.get("torchao")
-    if torchao is not None and Version(torchao.version) < Version(TORCHAO_FROM):
-        print(f"  torchao {torchao.version} goes for this session: peft refuses one older than {TORCHAO_FROM}")
-        _pip("uninstall", "--yes", "torchao")
+    for name, why in in_the_way(image, names).items():
+        print(f"  {name} {image[name].version} goes for this session: {why}")
+        _pip("uninstall", "--yes", name)
     return names
+
+
+def in_the_way(image: Mapping[str, Package], names: Iterable[str]) -> dict[str, str]:
+    """Packages of the image that a run does not need and that would make it fail, and why. names: to be installed."""
+    found = {}
+    if "torchao" in image and Version(image["torchao"].version) < Version(TORCHAO_FROM):
+        found["torchao"] = f"peft refuses one older than {TORCHAO_FROM}"
+    if GIVEN in names:
+        found |= {name: f"it was built for the image's own {GIVEN}" for name in BUILT_ON_TORCH if name in image}
+    return found
 
 
 def _pip(*arguments: str) -> None:

@@ -13,11 +13,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from offline.contents import Contents, last_of
+from offline.contents import Base, Contents, last_of
 
 LIMIT_HOURS = 9.0  # of a GPU notebook
+SLUG_LETTERS = 50  # of a kernel's and a data set's name
 BUDGET_MINUTES = 500  # of them, for python -m infer: 40 are left to install, to start and to write
 MACHINES = {"t4": "NvidiaTeslaT4", "p100": "NvidiaTeslaP100"}
+GPUS = {"t4": 2, "p100": 1}
 RUN_RECORD, BASE_RECORD = "tiebreak-run.json", "tiebreak-base.json"
 
 FIND = '''
@@ -44,9 +46,21 @@ INSTALL = """
 PACKAGES = Path(tempfile.mkdtemp(prefix="tiebreak-"))  # of their own: the image's packages stay as they are
 subprocess.run([sys.executable, WHEELS / "install.py", WHEELS, PACKAGES], check=True)
 """
+ATTACHED = """
+def attached(ending):
+    # The one file of the attached base that ends so; a run's checkpoint has a config.json too.
+    found = [Path(folder) / name for folder, _, names in os.walk(KAGGLE / "input", followlinks=True)
+             for name in names if name.endswith(ending)]
+    found = sorted(one for one in found if not {RUN, WHEELS} & set(one.parents))
+    found = [one for one in found if not any(other.parent in one.parents[1:] for other in found)]  # parts of a model
+    if len(found) != 1:
+        raise FileNotFoundError(f"{len(found)} {ending} under {KAGGLE / 'input'}, expected one, of the attached base "
+                                f"model; attach it with Add Input, or set BASE to its path. Found: {found}")
+    return found[0]
+"""
 PREDICT = """
 gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-processes = gpus or 2  # one for each GPU
+processes = gpus or EXPECTED  # one for each GPU
 command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
            "--master_addr", "127.0.0.1", "--master_port", "29511", "-m", "infer", *ARGUMENTS]
 environment = os.environ | {"PYTHONPATH": str(PACKAGES), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled",
@@ -82,33 +96,43 @@ class Names:
     gpu: str
 
     def data_set(self, part: str) -> str:
-        return f"{self.slug[:41].strip('-')}-{part}"
+        return f"{self.slug[: SLUG_LETTERS - len('-wheels')].strip('-')}-{part}"
 
 
 def slug_of(text: str) -> str:
-    """Lower-case letters, digits and dashes, as Kaggle has them."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    """Lower-case letters, digits and dashes, as Kaggle has them, and no more of them than it takes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:SLUG_LETTERS].strip("-")
 
 
 def infer_arguments(contents: Contents) -> list[str]:
     """The command line of infer, with {RUN}, {TEST}, {WORKING} and {BASE} for the places that the notebook finds."""
     arguments = [
         f"+experiment={contents.experiment}", "run_dir={RUN}", "out_dir={WORKING}", "task.test_csv={TEST}/test.csv",
-        f"method.name={contents.method}", f"trainer.precision={contents.precision}", "task.on_bad_row=skip",
+        f"method.name={contents.method}", f"trainer.precision={precision_there(contents)}", "task.on_bad_row=skip",
         f"time_budget_minutes={BUDGET_MINUTES}",
     ]  # fmt: skip
     return [*arguments, "model.name={BASE}"] if contents.base is not None else arguments
 
 
+def precision_there(contents: Contents) -> str:
+    """What the network is read in: a T4 and a P100 have no bf16, a CPU's rehearsal no fp16, and auto suits each."""
+    return "fp32" if contents.precision == "fp32" else "auto"
+
+
+def _base_of(base: Base) -> str:
+    """The source that finds the base: in the bundle's own data set, else the one model that is attached."""
+    if base.path is not None:
+        file = f' / "{base.path.name}"' if base.path.is_file() else ""
+        return f'BASE = folder_with("{BASE_RECORD}"){file}'
+    found = 'attached(".gguf")' if base.name.lower().endswith(".gguf") else 'attached("config.json").parent'
+    return f"{ATTACHED.strip()}\n\n\nBASE = {found}  # {last_of(base.name)}"
+
+
 def arguments_cell(contents: Contents) -> str:
     """The source that names the base, where one is needed, and makes ARGUMENTS."""
     lines = ['WORKING = KAGGLE / "working"']
-    base = contents.base
-    if base is not None and base.path is not None:
-        file = f' / "{base.path.name}"' if base.path.is_file() else ""
-        lines.append(f'BASE = folder_with("{BASE_RECORD}"){file}')
-    elif base is not None:
-        lines.append(f'BASE = folder_with("config.json")  # {last_of(base.name)}: the folder of the attached model')
+    if contents.base is not None:
+        lines.append(_base_of(contents.base))
     lines += ["ARGUMENTS = [", *(f'    f"{one}",' for one in infer_arguments(contents)), "]"]
     return "\n".join(lines)
 
@@ -121,7 +145,8 @@ def notebook_of(contents: Contents, names: Names) -> dict[str, Any]:
         f"{'GPU T4 x2' if names.gpu == 't4' else 'GPU P100'}; internet off. Whatever the hidden test holds: a row that "
         "cannot be read gets the mean prediction; where the time will not do, fewer folds answer."
     )
-    sources = [FIND, INSTALL, arguments_cell(contents), PREDICT, LOOK]
+    predict = PREDICT.replace("EXPECTED", str(GPUS[names.gpu]))
+    sources = [FIND, INSTALL, arguments_cell(contents), predict, LOOK]
     cells: list[dict[str, Any]] = [{"cell_type": "markdown", "id": "about", "metadata": {}, "source": _lines(about)}]
     for name, source in zip(("find", "install", "arguments", "predict", "look"), sources, strict=True):
         cells.append(
@@ -170,17 +195,24 @@ def readme_of(contents: Contents, names: Names, parts: list[str]) -> str:
     notes = []
     if contents.base is not None:
         notes.append(f"Base model {last_of(contents.base.name)}: {contents.base.why}")
+    if contents.precision == "bf16":
+        notes.append(
+            "The run was trained in bf16, which this GPU lacks: it is read in fp16. Should a logit be no number there, "
+            "set trainer.precision=fp32 in the notebook's ARGUMENTS."
+        )
     if names.gpu == "p100":
         notes.append(
             "GPU P100: Kaggle's image brings a CUDA 12.8 build of torch, which has no code for it, so the CUDA 12.6 "
-            "build is among the wheels. Kaggle is phasing P100s out: prefer GPU T4 x2. Not tried on a P100."
+            "build is among the wheels, and the image's torchvision and torchaudio, made for the other build, go for "
+            "the session. Kaggle is phasing P100s out: prefer GPU T4 x2. Not tried on a P100."
         )
     return (
         f"# {names.slug}\n\nMade by scripts/kaggle_bundle.py. With the kaggle command and a token (private by "
         f"default; replace `{names.owner}` in the *-metadata.json files if that is not the account):\n\n{commands}\n"
         f"    kaggle kernels push -p notebook\n\nThen submit the notebook's version to {names.competition}. After "
-        "a change: `kaggle datasets version -p PART --dir-mode zip -m WHY`.\n"
-        + "".join(f"\n{note}\n" for note in notes)
+        "a change: `kaggle datasets version -p PART --dir-mode zip -m WHY`.\n\nBeside submission.csv the notebook "
+        "leaves predictions.csv, submission.csv.json (what was read of what), infer.log and, where rows could not be "
+        "read, bad_test_rows.csv; Kaggle scores submission.csv alone.\n" + "".join(f"\n{note}\n" for note in notes)
     )
 
 

@@ -34,7 +34,6 @@ def main() -> None:
         exec(compile("".join(cell["source"]), f"cell {cell['id']}", "exec"), names)
         told[cell["id"]] = time.monotonic() - started
     told["packages"] = str(names["PACKAGES"])
-    told["processes"] = names["processes"]
     with contextlib.suppress(OSError):
         (names["KAGGLE"] / "input" / "written").touch()
         told["input_writable"] = True

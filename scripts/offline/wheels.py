@@ -103,8 +103,8 @@ def write_record(folder: Path, *, python: str, always: Iterable[str] = ()) -> No
     shutil.copyfile(Path(__file__).with_name("install.py"), folder / "install.py")
 
 
-def write_stub(folder: Path, name: str, version: str, *, says: str | None = None) -> Path:
-    """A wheel without content. says: what an import of it raises; None: it has nothing to import."""
+def write_stub(folder: Path, name: str, version: str, *, says: str | None = None, raises: str = "ImportError") -> Path:
+    """A wheel without content. says: of what an import of it `raises`; None: it has nothing to import."""
     wheel, stem = folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl", f"{name.replace('-', '_')}-{version}"
     files = {
         f"{stem}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
@@ -112,7 +112,7 @@ def write_stub(folder: Path, name: str, version: str, *, says: str | None = None
     }
     if says is not None:
         package = {"scikit-learn": "sklearn"}.get(name, name.replace("-", "_"))
-        files[f"{package}/__init__.py"] = f"raise ImportError({says!r})\n"
+        files[f"{package}/__init__.py"] = f"raise {raises}({says!r})\n"
     files[f"{stem}.dist-info/RECORD"] = "".join(f"{one},,\n" for one in [*files, f"{stem}.dist-info/RECORD"])
     with zipfile.ZipFile(wheel, "w") as archive:
         for one, content in files.items():
