@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from infer.order_readers import OrderReader, RowChunks, chunk_rows, orders_of
 from infer.pace import Pace
 from infer.parts import Parts
 from infer.predictions import OTHER_COLUMN
-from infer.ranks import world_size
+from infer.ranks import any_of, world_size
 from infer.stopping import time_left_s
 from models.settings import Settings, flatten
 from models.tasks.arena import LABELS, ArenaRow
@@ -42,6 +43,7 @@ COLUMNS = (*(P + label for label in LABELS), OTHER_COLUMN)
 # Kept back of the time budget to join the parts and to write and check the answer.
 RESERVE_S, RESERVE_S_PER_ROW, RESERVE_S_PER_PART = 5.0, 2e-4, 5e-3
 FORECAST_AFTER = 3  # chunks: the first warms up
+TRIES = 3  # of reading parts again that were damaged after they were written
 # What the numbers of a part depend on beside the rows and the checkpoints.
 _SETTINGS = ("method.name", "model.name", "model.attention", "trainer.precision", "trainer.predict_batch_rows",
              "engine.chunk_rows", "engine.precision", "task.on_bad_row")  # fmt: skip
@@ -71,22 +73,31 @@ class ArenaPasses:
 
     def __init__(self, checkpoints: Sequence[Path], rows: Sequence[ArenaRow], settings: Settings, out: Path) -> None:
         self.checkpoints, self.rows, self.settings = list(checkpoints), rows, settings
-        self.chunks: RowChunks = chunk_rows(self.checkpoints[0], rows, settings, out)
+        self.out = out
         orders = [orders_of(checkpoint) for checkpoint in self.checkpoints]
         self.passes = [Pass(at, order) for at, count in enumerate(orders) for order in range(count)]
         self.output = out / "submission.csv"
         self.pace = Pace()
-        self._loaded: tuple[int, OrderReader] | None = None
         self._chunks_read = 0
 
+    @cached_property
+    def chunks(self) -> RowChunks:
+        """The rows in the order of reading. Minutes of tokenising where nothing is kept of it."""
+        return chunk_rows(self.checkpoints[0], self.rows, self.settings, self.out)
+
     def identity(self) -> dict[str, Any]:
-        """What every part depends on: settings, the checkpoints' files, the test file's bytes."""
+        """What every part depends on: settings, the checkpoints' files, the test file's bytes, the chunks' rows.
+
+        Not the temperature, which is applied to the mean of the parts.
+        """
         flat = flatten(self.settings)
+        of_checkpoints = checkpoint_identity(Path(self.settings.run_dir), LABELS)
         return {
             **{key: flat[key] for key in _SETTINGS if key in flat},
-            **checkpoint_identity(Path(self.settings.run_dir), LABELS),
+            "checkpoints": of_checkpoints["checkpoints"],
             "input": input_identity(self.settings.arena.test_csv),
             "rows": len(self.rows),
+            "chunks": {"count": len(self.chunks.rows), "sha256": self.chunks.digest()},
         }
 
     def open(self) -> Any:
@@ -94,15 +105,32 @@ class ArenaPasses:
         import pyarrow as pa
 
         fields = [pa.field("row", pa.int64()), *(pa.field(name, pa.float32()) for name in COLUMNS)]
-        return open_parts(self.output, self.identity(), pa.schema(fields), replace=True)
+        return open_parts(self.output, self.identity, pa.schema(fields), replace=True)
+
+    def collect(self, parts: Parts) -> tuple[np.ndarray, bool]:
+        """(what is there, as `found`; whether that is all), everything read that the time allows.
+
+        A part that is damaged after it was written is read again. Raises ValueError where that happens every time.
+        """
+        for _ in range(TRIES):
+            whole = self.read(parts)
+            found = self.found(parts)
+            lost = np.isnan(found).any(axis=2)
+            if not any_of(whole and bool(lost.any())):
+                return found, whole
+            log.warning(
+                f"warning: parts in {parts.folder} were damaged after they were written ({int(lost.sum())} rows of all "
+                "passes); they are read again"
+            )
+        raise ValueError(f"{parts.folder}: parts are damaged again and again. Look after the disk, or name another.")
 
     def read(self, parts: Parts) -> bool:
         """Reads what is not there yet; False where the time budget left something out."""
         pieces: list[tuple[int, Any]] = list(self._pieces())
         try:
             fill_parts(
-                parts, pieces, lambda: self, ArenaPasses._read, rows=sum(len(piece) for _, piece in pieces),
-                cost=self._cost, reserve_s=self.reserve_s, pace=self.pace,
+                parts, pieces, self._load, self._read, rows=sum(len(piece) for _, piece in pieces), cost=self._cost,
+                model=lambda piece: piece.one.checkpoint, reserve_s=self.reserve_s, pace=self.pace,
             )  # fmt: skip
         except OutOfTime:
             return False
@@ -116,16 +144,14 @@ class ArenaPasses:
         return RESERVE_S + RESERVE_S_PER_ROW * len(self.rows) + RESERVE_S_PER_PART * parts
 
     def found(self, parts: Parts) -> np.ndarray:
-        """(passes, N, L + 1) float32 of the parts that are there; NaN where none is."""
+        """(passes, N, L + 1) float32 of the parts that are there and whole; NaN where none is."""
         found = np.full((len(self.passes), len(self.rows), len(COLUMNS)), np.nan, dtype=np.float32)
-        ids = [row.id for row in self.rows]
         for number, piece in self._pieces():
-            if parts.done(number):
-                frame = parts.frame(number)
-                at = frame["row"].to_numpy()
+            frame = parts.whole_frame(number)
+            if frame is not None:
+                assert np.array_equal(frame["row"], piece.rows), (parts.folder, number)
                 values = frame[list(COLUMNS)].to_numpy(dtype=np.float32)
-                refuse_unread(values.sum(axis=1), [ids[row] for row in at])
-                found[self.passes.index(piece.one), at] = values
+                found[self.passes.index(piece.one), piece.rows] = values
         return found
 
     def mean(self, found: np.ndarray) -> np.ndarray:
@@ -159,8 +185,8 @@ class ArenaPasses:
         """What the time did not reach, in the log, with what it would have taken."""
         read = ~np.isnan(found[:, :, 0])
         cost = float((self.chunks.cost * (~read)).sum())
-        seconds = self.pace.seconds(cost)
-        more = "" if seconds is None else f"; it would take about {_minutes(seconds / world_size())} more"
+        seconds, loads = self.pace.seconds(cost), self.pace.load_s * int((~read).any(axis=1).sum())
+        more = "" if seconds is None else f"; it would take about {_minutes(seconds / world_size() + loads)} more"
         log.warning(f"warning: time_budget_minutes={self.settings.time_budget_minutes:g} is spent{more}")
         for order in (1, 0):
             short = [(one, len(self.rows) - int(read[number].sum())) for number, one in enumerate(self.passes)
@@ -194,19 +220,26 @@ class ArenaPasses:
     def _cost(self, piece: Any) -> float:
         return float(self.chunks.cost[piece.rows].sum())
 
-    def _read(self, number: int, piece: Any) -> tuple[pd.DataFrame, dict[str, Any]]:
+    def _load(self, checkpoint: int) -> OrderReader:
+        return OrderReader(self.checkpoints[checkpoint], self.rows, self.chunks, self.settings)
+
+    def _read(self, reader: OrderReader, number: int, piece: Any) -> tuple[pd.DataFrame, dict[str, Any]]:
         one = piece.one
-        if self._loaded is None or self._loaded[0] != one.checkpoint:
-            self._loaded = None  # the old one goes before the new one comes
-            reader = OrderReader(self.checkpoints[one.checkpoint], self.rows, self.chunks, self.settings)
-            self._loaded = one.checkpoint, reader
         if self._chunks_read == FORECAST_AFTER:
             self._forecast(one)
         self._chunks_read += 1
-        values = self._loaded[1].read(piece.rows, swapped=one.order == 1)
+        values = reader.read(piece.rows, swapped=one.order == 1)
+        self._refuse_unread(values, piece.rows)
         frame = pd.DataFrame(dict(zip(COLUMNS, values.T, strict=True)))
         frame.insert(0, "row", piece.rows)
         return frame, {}
+
+    def _refuse_unread(self, values: np.ndarray, at: np.ndarray) -> None:
+        """Before a part is written, which would stand in the way of every later run, whatever its number format."""
+        try:
+            refuse_unread(values.sum(axis=1), [self.rows[row].id for row in at])
+        except ValueError as error:
+            raise ValueError(f"{error} Delete {self.output}.parts then: its numbers are of this format.") from None
 
     def _forecast(self, now: Pass) -> None:
         """Says once, early on, how long all passes will take, and what will be left out where that is too long."""
@@ -214,13 +247,12 @@ class ArenaPasses:
         left = time_left_s() - self.reserve_s
         if seconds is None or math.isinf(left):
             return
-        seconds /= world_size()
         order = list(dict.fromkeys(piece.one for _, piece in self._pieces()))
         order = order[order.index(now) :]
-        fit = int(left / seconds)
-        said = (
-            f"about {_minutes(seconds * len(order))} for {len(order)} passes over the rows, {_minutes(left)} are left"
-        )
+        seconds = seconds / world_size() + self.pace.load_s  # each but the first loads another checkpoint
+        whole = seconds * len(order) - self.pace.load_s
+        fit = int((left + self.pace.load_s) / seconds)
+        said = f"about {_minutes(whole)} for {len(order)} passes over the rows, {_minutes(left)} are left"
         if fit >= len(order):
             log.info(said)
         else:

@@ -7,7 +7,7 @@ and how it is read are handed in.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,8 @@ from infer.logs import log
 from infer.pace import Pace
 from infer.parts import Parts
 from infer.predictions import OTHER_COLUMN
-from infer.ranks import any_of, is_main, wait_for_all, world_size
-from infer.stopping import Stopped, finishing_steps, time_left_s
+from infer.ranks import RankError, any_of, is_main, wait_for_all, world_size
+from infer.stopping import Stopped, asked_to_stop, finishing_steps, time_left_s
 
 if TYPE_CHECKING:
     from infer.label_reader import LabelReading
@@ -36,7 +36,9 @@ Read = Callable[[Any, int, Sequence[Any]], tuple[pd.DataFrame, Mapping[str, Any]
 
 
 @contextmanager
-def open_parts(output: Path, identity: Mapping[str, Any], schema: Any, *, replace: bool = False) -> Iterator[Parts]:
+def open_parts(
+    output: Path, identity: Mapping[str, Any] | Callable[[], Mapping[str, Any]], schema: Any, *, replace: bool = False
+) -> Iterator[Parts]:
     """The parts of an output in every process, the main one's first: it checks, locks and makes the folder."""
     parts = Parts(output, identity, schema, replace=replace) if is_main() else None
     wait_for_all()
@@ -51,56 +53,90 @@ class OutOfTime(ValueError):
 def fill_parts(
     parts: Parts,
     chunks: Iterable[tuple[int, Sequence[Any]]],
-    reader: Callable[[], Any],
+    load: Callable[[Any], Any],
     read: Read,
     *,
     rows: int,
-    cost: Callable[[Sequence[Any]], float] = len,
+    cost: Callable[[Any], float] = len,
+    model: Callable[[Any], Hashable] = lambda chunk: None,
     reserve_s: float = 0.0,
     pace: Pace | None = None,
 ) -> int:
     """Write the part of every chunk that is not there yet; the number of chunks, once every process is done.
 
-    reader: loads the model; not called where every part is there. read: (reader, number of the chunk, its rows) -> its
-    frame and the extras kept beside it. rows: of all chunks, for the progress bar. cost: of a chunk, in a unit that
-    grows as its time does; by it and `pace` is told whether one more fits.
-    Raises OutOfTime, in every process, where the time budget less reserve_s leaves chunks out; Stopped at a signal.
+    load: of a chunk's `model` -> its reader; called where a chunk needs another than the one before, and not at all
+    where every part is there. read: (reader, number of the chunk, its rows) -> its frame and the extras kept beside it.
+    rows: of all chunks, for the progress bar. cost: of a chunk, in a unit that grows as its time does; by it and `pace`
+    is told whether one more fits.
+    With a time budget a chunk that does not fit, its model's loading included, is left out, and a shorter one after it
+    is read. Raises OutOfTime, in every process, where the time budget less reserve_s leaves chunks out; Stopped at a
+    signal; RankError where this process, of several, could not read a chunk.
     """
     loaded: Any = None
+    named: Hashable = None
     pace = pace or Pace()
-    count, done, kept, started, late = 0, 0, 0, time.monotonic(), False
+    count, done, kept, seconds, late = 0, 0, 0, 0.0, False
+
+    def fits(expected: float | None, load_s: float) -> bool:
+        return LATE * (expected or 0.0) + load_s < time_left_s() - reserve_s
+
     try:
         with tqdm(total=rows, desc="reading", unit="row", disable=not is_main() or None) as bar:
             for number, chunk in chunks:
+                _stop_if_asked()
                 count = max(count, number + 1)
                 if parts.todo(number):
-                    expected = pace.seconds(cost(chunk))
-                    late = LATE * (expected or 0.0) >= time_left_s() - reserve_s
-                    if late:
-                        break
-                    if loaded is None:
-                        loaded, started = reader(), time.monotonic()
-                    with finishing_steps() if expected is not None and expected <= FINISH_S else nullcontext():
-                        begun = time.monotonic()
-                        parts.write(number, *read(loaded, number, chunk))
-                        pace.add(cost(chunk), time.monotonic() - begun)
-                        done += len(chunk)
+                    expected, other = pace.seconds(cost(chunk)), loaded is None or model(chunk) != named
+                    fit = fits(expected, pace.load_s if other else 0.0)
+                    if fit and other:
+                        loaded, named, begun = None, model(chunk), time.monotonic()  # the old one goes first
+                        loaded = load(named)
+                        pace.load_s = time.monotonic() - begun
+                        fit = fits(expected, 0.0)  # by now
+                    if fit:
+                        with finishing_steps() if expected is not None and expected <= FINISH_S else nullcontext():
+                            begun = time.monotonic()
+                            parts.write(number, *read(loaded, number, chunk))
+                            pace.add(cost(chunk), time.monotonic() - begun)
+                            seconds += time.monotonic() - begun
+                            done += len(chunk)
+                    late |= not fit
                 elif world_size() == 1:
                     kept += len(chunk)
                 bar.update(len(chunk))
     except Stopped as stopped:
         raise Stopped(stopped.signal_number, _kept(parts, kept + done, rows)) from None
-    if any_of(late):  # every process comes here once its share is done
+    except ValueError as error:
+        if world_size() == 1:
+            raise
+        raise RankError(str(error)) from error
+    if _in_any(late, parts):  # every process comes here once its share is done
         raise OutOfTime(
             f"time_budget_minutes is spent: {_kept(parts, kept + done, rows)} It has the whole budget again then."
         )
-    seconds = time.monotonic() - started
     if kept:
         log.info(f"{kept} rows were there already")
     if done:
         each = f" on this process, one of {world_size()}" if world_size() > 1 else ""
         log.info(f"{done} rows read in {seconds:.1f} s{each}, {done / seconds:.1f} rows/s")
     return count
+
+
+def _stop_if_asked() -> None:
+    """A signal that came inside a finaliser or a callback of C is swallowed there: between chunks nothing swallows."""
+    number = asked_to_stop()
+    if number is not None:
+        raise Stopped(number)
+
+
+def _in_any(late: bool, parts: Parts) -> bool:
+    try:
+        return any_of(late)
+    except RuntimeError as error:  # gloo's and NCCL's, where a process that they wait for has ended
+        raise ValueError(
+            f"another process of this launch ended before its share was read; its own words say why. "
+            f"{_kept(parts, 0, 0)}"
+        ) from error
 
 
 def _kept(parts: Parts, done: int, rows: int) -> str:

@@ -29,7 +29,7 @@ from infer.overrides import (
     unknown_key,
     unknown_override,
 )
-from infer.ranks import rank, world_size
+from infer.ranks import RankError, rank, world_size
 from infer.stopping import Stopped, listen, set_time_budget
 from models.choices import one_of
 from models.settings import Settings
@@ -72,7 +72,7 @@ def open_door(run: Callable[[Settings], Any]) -> None:
         except (ValueError, OSError, ImportError, MemoryError) as error:
             if os.environ.get("TIEBREAK_TRACEBACK"):
                 traceback.print_exc()
-            elif rank() == 0 or isinstance(error, OSError | MemoryError):  # one process's own disk or memory
+            elif rank() == 0 or isinstance(error, RankError | OSError | MemoryError):  # one process's own
                 said = indented(_told(error))
                 print(f"error: {said}\n(TIEBREAK_TRACEBACK=1 shows where it came from)", file=sys.stderr)
             sys.exit(2)

@@ -139,7 +139,7 @@ def _read_all(
         judging = _Judging(both, left, pace)
         try:
             count = fill_parts(
-                parts, chunks, lambda: load_label_reader(settings), judging.read, rows=len(rows), cost=judging.cost,
+                parts, chunks, lambda _: load_label_reader(settings), judging.read, rows=len(rows), cost=judging.cost,
                 reserve_s=RESERVE_S, pace=pace,
             )  # fmt: skip
         except OutOfTime as spent:

@@ -5,6 +5,7 @@ Knows which methods read two orders and how each is asked; never chunks, files o
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,13 @@ class RowChunks:
     cost: np.ndarray
     sizes: np.ndarray
     fields: Any = None  # the rows' tokens, for encoders
+
+    def digest(self) -> str:
+        """SHA-256 of which rows each chunk holds: a chunk's number means nothing among other chunks."""
+        digest = hashlib.sha256(np.array([len(rows) for rows in self.rows], dtype="<i8").tobytes())
+        for rows in self.rows:
+            digest.update(np.asarray(rows, dtype="<i8").tobytes())
+        return digest.hexdigest()
 
 
 def chunk_rows(checkpoint: Path, rows: Sequence[ArenaRow], settings: Settings, cache: Path) -> RowChunks:

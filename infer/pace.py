@@ -17,6 +17,7 @@ class Pace:
         self._pieces = 0
         self._cost = self._seconds = 0.0
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
+        self.load_s = 0.0  # seconds of the last model's loading, which is no piece's; 0: none was loaded yet
 
     def add(self, cost: float, seconds: float) -> None:
         """A piece of this cost took so many seconds."""

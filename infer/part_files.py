@@ -50,12 +50,18 @@ def read_extras(path: Path) -> dict[str, Any]:
     return json.loads((pq.read_schema(path).metadata or {})[EXTRAS_KEY])
 
 
+def whole_part(path: Path, schema: pa.Schema) -> pa.Table | None:
+    """The part where it is there, undamaged and of this schema; else None."""
+    try:
+        part = read_part(path)
+    except read_errors():
+        return None
+    return part if part.schema.equals(schema) else None
+
+
 def is_whole(path: Path, schema: pa.Schema) -> bool:
     """True where the part is there, undamaged and of this schema."""
-    try:
-        return bool(read_part(path).schema.equals(schema))
-    except read_errors():
-        return False
+    return whole_part(path, schema) is not None
 
 
 def part_frame(table: pa.Table) -> pd.DataFrame:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import gzip
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from glob import escape
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -26,7 +27,8 @@ import pandas as pd
 from infer.files import UTF8_MARK, csv_bytes, for_spreadsheet, table_kind, write_json
 from infer.identity import as_json, differences, identity_in
 from infer.locks import hold
-from infer.part_files import is_whole, part_frame, read_extras, read_part, write_part
+from infer.logs import log
+from infer.part_files import is_whole, part_frame, read_extras, read_part, whole_part, write_part
 from infer.ranks import rank, world_size
 from models.tasks.disk import DiskError
 from models.tasks.files import write_atomically
@@ -39,27 +41,32 @@ class Parts:
     """The unfinished output of one run: made by every process, checked and merged by the main one.
 
     output: .csv, .csv.gz or .parquet. identity: JSON values that every part depends on (settings, model, input, rows a
-    chunk); `spreadsheet` in it makes a CSV safe to open in one. schema: of the table; each part has it, whatever its
-    cells are. replace: what stands at the output may go, whoever made it.
+    chunk), or what finds them where that is work: with replace, asked once the output is this run's to write.
+    `spreadsheet` in it makes a CSV safe to open in one. schema: of the table; each part has it, whatever its cells are.
+    replace: what stands at the output may go, whoever made it, and with it the parts that it was made of.
     main: checks, locks and makes the folder; other processes are made after it, say after `wait_for_all`.
     Refuses, before any work: another ending, a folder that cannot be written, an output that stands there and was not
     made by this identity, parts of another identity, a second run on the same output.
     """
 
     def __init__(
-        self, output: str | Path, identity: Mapping[str, Any], schema: pa.Schema, *, main: bool = True,
-        replace: bool = False,
+        self, output: str | Path, identity: Mapping[str, Any] | Callable[[], Mapping[str, Any]], schema: pa.Schema, *,
+        main: bool = True, replace: bool = False,
     ) -> None:  # fmt: skip
         self.output = Path(output)
         self.kind = table_kind(self.output)
-        self.identity = as_json(identity)
+        self._identity = identity
         self.schema = schema
-        self.spreadsheet = bool(self.identity.get("spreadsheet"))
         self.folder = _beside(self.output, ".parts")
         self.replace = replace
         self._lock: IO[str] | None = None
         if main:
             self._open()
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What every part depends on."""
+        return as_json(self._identity() if callable(self._identity) else self._identity)
 
     def __enter__(self) -> Parts:
         return self
@@ -103,6 +110,11 @@ class Parts:
         """One chunk, which must be there."""
         return part_frame(read_part(self._path(number)))
 
+    def whole_frame(self, number: int) -> pd.DataFrame | None:
+        """One chunk; None where it is not there, or damaged."""
+        part = whole_part(self._path(number), self.schema)
+        return None if part is None else part_frame(part)
+
     def refuse_missing(self, count: int) -> None:
         """Raises ValueError where one of the first `count` chunks has no part."""
         missing = [number for number in range(count) if not self._path(number).is_file()]
@@ -125,14 +137,14 @@ class Parts:
             if self.kind == "parquet":
                 _write_parquet(temporary, tables, self.schema)
             else:
-                _write_csv(temporary, tables, self.schema, spreadsheet=self.spreadsheet)
+                _write_csv(temporary, tables, self.schema, spreadsheet=bool(self.identity.get("spreadsheet")))
         self.finish(record)
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Writes the record of an output that is in its place, and removes the parts. Main process only."""
         self.record(record)
+        _remove(self.folder)  # with the lock held: the next run that holds one finds no part that goes under its hands
         self.close()
-        _remove(self.folder)
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Writes the record beside the output; the parts stay."""
@@ -140,21 +152,32 @@ class Parts:
 
     def _open(self) -> None:
         try:
-            if self.output.is_dir():
-                raise ValueError(f"output={self.output} is a folder. Give the name of a file inside it.")
-            if not self.replace:
-                self._refuse_foreign_output()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.output.parent).close()  # the parts' folder may be older than a lost right
-            self._lock = hold(
-                self.folder / "lock",
-                f"output={self.output} is being written by another run. Wait for it, stop it, or name another output.",
-            )
-            self._take_folder()
-        except OSError as error:
+            with self._told():
+                if self.output.is_dir():
+                    raise ValueError(f"output={self.output} is a folder. Give the name of a file inside it.")
+                if not self.replace:
+                    self._refuse_foreign_output()
+                self.folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=self.output.parent).close()  # the parts' folder may outlast a right
+                self._lock = hold(
+                    self.folder / "lock",
+                    f"output={self.output} is being written by another run. Wait for it, stop it, or name another "
+                    "output.",
+                )
+            self.identity  # noqa: B018  what it reads is not the output: its errors are told as its own
+            with self._told():
+                self._take_folder()
+        except BaseException:
             self.close()
-            if isinstance(error, DiskError):
-                raise
+            raise
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except DiskError:
+            raise
+        except OSError as error:
             raise ValueError(
                 f"output={self.output} cannot be written: {error.strerror or error} ({error.filename or self.folder}). "
                 "Give a file in a folder that you can write to."
@@ -179,8 +202,16 @@ class Parts:
         path = self.folder / "identity.json"
         found = identity_in(path)
         if found != self.identity:
-            if any(self.folder.glob("part-*")):
-                self.close()
+            there = list(self.folder.glob("part-*"))
+            delivered = self.replace and found is not None and found == identity_in(_beside(self.output, ".json"))
+            if there and delivered:
+                log.warning(
+                    f"warning: {len(there)} parts of the older {self.output.name} go, which was made for lack of time "
+                    f"without the rest; this run differs in {differences(found or {}, self.identity)}"
+                )
+                for part in there:
+                    part.unlink()
+            elif there:
                 raise ValueError(
                     f"{self.folder} holds the unfinished output of another run; they differ in "
                     f"{differences(found or {}, self.identity)}. Run that one again to finish it, delete the folder, "

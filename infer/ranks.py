@@ -16,6 +16,10 @@ import numpy as np
 RANK_WAIT_S = 4 * 3600
 
 
+class RankError(ValueError):
+    """What one process of a launch alone has met: it tells it itself, since the main one knows nothing of it."""
+
+
 def rank() -> int:
     """This process's number, as the launcher (accelerate, torchrun) set it; 0 without one."""
     return int(os.environ.get("RANK", "0"))

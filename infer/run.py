@@ -66,8 +66,7 @@ def _by_checkpoints(settings: Settings, out: Path) -> Predictions:
     log.info(f"{len(table.rows)} rows from {settings.arena.test_csv}; {len(checkpoints)} checkpoint(s) in {folder}")
     work = ArenaPasses(checkpoints, table.rows, settings, out)
     with work.open() as parts:
-        whole = work.read(parts)
-        found = work.found(parts)
+        found, whole = work.collect(parts)
         wait_for_all()  # the main process takes the parts away
         mean = work.mean(found)
         read = np.flatnonzero(np.isfinite(mean[:, 0]))
@@ -78,11 +77,12 @@ def _by_checkpoints(settings: Settings, out: Path) -> Predictions:
             predictions = apply_temperature(predictions, temperature)
         if main:
             predictions = _answer_all(predictions, table, settings, out)
+            record = {"temperature": temperature, **work.record(found)}
             if whole:
-                parts.finish(work.record(found))
+                parts.finish(record)
             else:
                 work.say_left_out(found)
-                parts.record(work.record(found))
+                parts.record(record)
         wait_for_all()
     return predictions
 

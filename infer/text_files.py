@@ -72,5 +72,5 @@ def write_labels(path: Path, source: RowSource, parts: Parts, count: int, text_c
         named = pd.DataFrame({"skill": [row.fields[field] for row in chunk], LABEL_COLUMN: frame["predicted"]})
         pieces.append(pd.concat([named, frame[columns]], axis=1))
     table = pd.concat(pieces, ignore_index=True)
-    write_frame(for_spreadsheet(table) if parts.spreadsheet else table, path)
+    write_frame(for_spreadsheet(table) if parts.identity.get("spreadsheet") else table, path)
     log.info(f"{path}: {sum(map(len, pieces))} skills, each with its label")

@@ -190,7 +190,13 @@ def _read_all(reading: TextReading, output: Path, identity: Mapping[str, Any]) -
     with open_parts(output, identity, reading.schema()) as parts:
         survey = _surveyed(reading.settings, source, output)
         count = fill_parts(
-            parts, source.chunks(), reading.load, reading.read, rows=survey.rows, cost=_characters, reserve_s=RESERVE_S
+            parts,
+            source.chunks(),
+            lambda _: reading.load(),
+            reading.read,
+            rows=survey.rows,
+            cost=_characters,
+            reserve_s=RESERVE_S,
         )
         if is_main():
             _finish(reading, parts, count, len(survey.bad_rows))

@@ -144,7 +144,12 @@ def cached_fields(rows: Sequence[ArenaRow], tokenizer: Any, folder: str | Path) 
             return TokenCache.load(path)
         except ValueError as error:
             log.warning(f"{error} It is made again.")
-    tokenise_fields(rows, tokenizer).save(path)
+    fields = tokenise_fields(rows, tokenizer)
+    try:
+        fields.save(path)
+    except OSError as error:
+        log.warning(f"warning: {error} Going on without it: the next start makes these tokens again.")
+        return fields
     return TokenCache.load(path)
 
 
@@ -157,6 +162,8 @@ def _is_whole(stream: BinaryIO) -> bool:
     digest, left = hashlib.sha256(), size - DIGEST_BYTES
     while left:
         block = stream.read(min(left, 2**20))
+        if not block:  # cut short since its size was asked for
+            return False
         digest.update(block)
         left -= len(block)
     wanted = stream.read(DIGEST_BYTES)

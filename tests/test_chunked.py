@@ -1,0 +1,111 @@
+"""infer.chunked: chunks are read in time, loads apart from rows; a signal that something swallowed is asked for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from infer import stopping
+from infer.chunked import OutOfTime, fill_parts, open_parts
+from infer.pace import Pace
+
+SCHEMA = pa.schema([("x", pa.int64())])
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    stopping.forget()
+    yield
+    stopping.forget()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def filled(
+    folder: Path, costs: list[float], *, load_s: float = 0.0, unit_s: float = 0.1, **how: Any
+) -> tuple[list[int], list[Any]]:
+    """(numbers of the chunks that were read, what was loaded); a chunk of cost 1 takes unit_s."""
+    done: list[int] = []
+    loads: list[Any] = []
+
+    def load(model: Any) -> Any:
+        time.sleep(load_s)
+        loads.append(model)
+        return "a reader"
+
+    def read(reader: Any, number: int, chunk: list[float]) -> tuple[pd.DataFrame, dict[str, Any]]:
+        time.sleep(unit_s * chunk[0])
+        done.append(number)
+        return pd.DataFrame({"x": [number]}), {}
+
+    with open_parts(folder / "out.parquet", {"of": "a test"}, SCHEMA) as parts:
+        chunks = [(number, [cost]) for number, cost in enumerate(costs)]
+        try:
+            fill_parts(parts, chunks, load, how.pop("read", read), rows=len(costs), cost=lambda one: one[0], **how)
+        except OutOfTime:
+            assert len(done) < len(costs)
+        else:
+            assert len(done) == len(costs)
+    return done, loads
+
+
+def seconds(budget: float) -> None:
+    stopping.set_time_budget(budget / 60)
+
+
+def test_a_chunk_that_does_not_fit_leaves_the_shorter_ones_to_be_read(tmp_path: Path) -> None:
+    seconds(3)
+    done, _ = filled(tmp_path, [1, 1, 1, 40, *[1] * 10])
+    assert done == [0, 1, 2, *range(4, 14)]
+    assert stopping.time_left_s() > 0
+
+
+def test_no_chunk_is_begun_where_its_models_loading_has_taken_the_time(tmp_path: Path) -> None:
+    seconds(0.3)
+    done, loads = filled(tmp_path, [10, 10, 10], load_s=0.4)
+    assert (done, loads) == ([], [None])
+    assert stopping.time_left_s() > -0.5
+
+
+def test_a_load_is_no_chunks_time_and_the_next_one_is_reckoned_with(tmp_path: Path) -> None:
+    """The load takes as long as ten chunks; all of the first model's fit, and then no other load does."""
+    seconds(1 + 10 * 0.1 + 0.8)
+    done, loads = filled(tmp_path, [1.0] * 10 + [1.0001] * 10, load_s=1, model=lambda chunk: "ab"[chunk[0] > 1])
+    assert loads == ["a"] and done == list(range(10)), (done, loads)
+    assert stopping.time_left_s() > 0.2
+
+
+class _Dying:
+    """A signal comes while it is taken away."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_a_finaliser_swallowed_stops_the_run_before_the_next_chunk(tmp_path: Path) -> None:
+    """Python goes on after an exception in __del__, and in callbacks from C; a chunk of minutes asks nothing itself."""
+    slow, done = Pace(), []
+    slow.add(1, 1000)
+
+    def read(reader: Any, number: int, chunk: list[float]) -> tuple[pd.DataFrame, dict[str, Any]]:
+        done.append(number)
+        if number == 1:
+            dying = _Dying()
+            del dying
+        return pd.DataFrame({"x": [number]}), {}
+
+    stopping.listen()
+    with pytest.raises(stopping.Stopped, match="Stopped by SIGTERM: 2 of 4 rows are read and kept in") as stopped:
+        filled(tmp_path, [1] * 4, read=read, pace=slow)
+    assert stopped.value.exit_code == 143 and done == [0, 1]
