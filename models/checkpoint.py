@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.manifest import damage, write_manifest
+from models.manifest import MANIFEST, damage, write_manifest
 from models.tasks.files import read_record, told_of, write_atomically, write_folder_atomically
 
 FORMAT = 1
@@ -46,7 +46,8 @@ def verify(folder: Path) -> None:
     if wrong is not None:
         raise ValueError(
             f"{folder} is damaged: {wrong}. Copy the checkpoint again; in a run folder python -m train with the same "
-            "arguments sets it aside and trains its fold again."
+            "arguments sets it aside and trains its fold again. If you changed the file yourself, delete "
+            f"{MANIFEST} there: the folder is then taken as it is."
         )
     _verified.add((str(folder), stands))
 

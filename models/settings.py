@@ -183,6 +183,11 @@ class Settings:
     ray: RaySettings
 
     def __post_init__(self) -> None:
+        if self.time_budget_minutes is not None and not self.time_budget_minutes > 0:
+            raise ValueError(
+                f"time_budget_minutes={self.time_budget_minutes}: expected minutes above 0, or null for as long as it "
+                "takes."
+            )
         if self.method.name in TEXT_METHODS and not isinstance(self.task, TextTask):
             raise ValueError(f"method.name={self.method.name} reads texts, not arena rows: task=text or task=skills.")
         if self.compare.ways is not None and not isinstance(self.task, TextTask):

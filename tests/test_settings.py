@@ -286,3 +286,9 @@ def test_a_run_folder_compares_labels_too(tmp_path: Path) -> None:
     open_run(at("output=elsewhere.csv"))
     with pytest.raises(ValueError, match=r"question\.labels"):
         open_run(at('question.labels.positive=" good"'))
+
+
+@pytest.mark.parametrize("minutes", ["0", "-5", "nan"])
+def test_a_time_budget_of_no_time_is_refused_by_name(minutes: str) -> None:
+    with pytest.raises(ValueError, match=r"time_budget_minutes=.*above 0"):
+        compose("+experiment=arena_quickstart", f"time_budget_minutes={minutes}")

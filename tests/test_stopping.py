@@ -235,3 +235,31 @@ def test_a_lock_is_one_runs_and_free_again_however_that_ends(tmp_path: Path) -> 
 def test_a_lock_in_a_folder_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match=r"gone has vanished\. Put it back"):
         hold(tmp_path / "gone" / "lock", "taken")
+
+
+def test_a_forked_process_does_not_hold_its_parents_lock(tmp_path: Path) -> None:
+    """A loader's worker lives on for seconds after its process was killed."""
+    parent = os.fork()
+    if parent == 0:
+        try:
+            kept = hold(tmp_path / "lock", "taken")
+            worker = os.fork()
+            if worker:
+                (tmp_path / "worker.new").write_text(str(worker))
+                os.replace(tmp_path / "worker.new", tmp_path / "worker")
+            signal.pause()
+            kept.close()
+        finally:
+            os._exit(1)
+    while not (tmp_path / "worker").exists():
+        time.sleep(0.01)
+    with pytest.raises(ValueError, match="taken"):
+        hold(tmp_path / "lock", "taken")
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    worker = int((tmp_path / "worker").read_text())
+    os.kill(worker, 0)  # it lives
+    try:
+        hold(tmp_path / "lock", "taken").close()
+    finally:
+        os.kill(worker, signal.SIGKILL)

@@ -194,6 +194,18 @@ def test_a_finished_fold_that_was_damaged_is_trained_again(road, finished: Path,
     assert "fold 0: done before, kept" in said
 
 
+def test_what_a_kill_left_half_written_is_removed_and_what_a_prediction_is_writing_is_not(
+    finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished / "fold0", tmp_path / "fold0")
+    left = [tmp_path / name for name in ("", "fold0", "fold0/checkpoint")]
+    for folder in left:
+        (folder / ".tmp-0123-metrics.json").write_text("{")
+    (tmp_path / ".tmp-0123-submission.csv").write_text("id,")
+    settle_finished(tmp_path, [0])
+    assert [path.name for path in tmp_path.rglob(".tmp-*")] == [".tmp-0123-submission.csv"]
+
+
 @pytest.mark.parametrize("harm", DAMAGES)
 def test_every_damage_to_every_file_of_a_finished_fold_is_found(finished: Path, tmp_path: Path, harm) -> None:
     files = [path.relative_to(finished) for path in (finished / "fold0").rglob("*") if path.is_file()]
@@ -219,5 +231,5 @@ def test_a_damaged_checkpoint_is_refused_on_load_with_the_files_name(finished: P
     assert damage(folder, required=True) is None
     load_classifier(folder)
     harm(folder / "model.safetensors", np.random.default_rng(0))
-    with pytest.raises(ValueError, match=r"is damaged: model\.safetensors .*python -m train"):
+    with pytest.raises(ValueError, match=r"is damaged: model\.safetensors .*python -m train.*delete manifest\.json"):
         load_classifier(folder)

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -162,6 +163,30 @@ def test_the_real_command_is_stopped_with_143_and_goes_on_to_the_same_run(road, 
     assert differing(outcome(tmp_path / "run"), one.whole) == []
 
 
+def test_a_signal_to_a_training_and_its_loaders_workers_stops_it_as_one_to_itself(
+    tiny_encoder: str, tmp_path: Path, listening
+) -> None:
+    """SLURM, systemd and `timeout` signal the whole group; a worker that ended of it would look like a failure."""
+    loop = trainer(tmp_path, tiny_encoder, *STEPS, "trainer.workers=2", dropout=0.1)
+    step, workers = loop.compute_loss, set()
+
+    def signalled(*given, **named):
+        if loop.state.global_step == 2:
+            found = multiprocessing.active_children()
+            workers.update(worker.pid for worker in found)
+            for worker in found:
+                os.kill(worker.pid, signal.SIGTERM)
+            time.sleep(0.3)
+            assert all(worker.is_alive() for worker in found)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*given, **named)
+
+    loop.compute_loss = signalled  # type: ignore[method-assign]
+    with pytest.raises(Stopped, match="step 3 of 6 is saved"), stopping.finishing_steps():
+        loop.train()
+    assert len(workers) == 2
+
+
 # The time budget
 
 
@@ -174,6 +199,8 @@ def test_out_of_time_the_only_fold_is_cut_short_and_answers_then_trained_on_to_t
     said = log.read_text()
     assert code == 0, said[-3000:]
     assert "fold 0: the time budget ends at step 1 of 15, and no fold is finished" in said
+    assert "the time budget is up: fold 1 is not begun" in said and "fold 1: the time budget" not in said
+    assert not (tmp_path / "run" / "fold1").exists(), "the rest of the time is for finishing"
     assert "folds [1] are not trained yet" in said and "baselines and report are left out" in said
     done = json.loads((tmp_path / "run" / "fold0" / "done.json").read_text())
     assert done["cut_short"] and done["steps"] == 1
@@ -199,6 +226,25 @@ def test_out_of_time_a_second_fold_is_left_to_the_next_launch(road, warm, tmp_pa
     assert "the time budget is up: fold 1 is not begun. The same command goes on with it" in log.read_text()
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["folds"] == [0]
     one.ends_as_undisturbed(tmp_path)
+
+
+def test_after_a_fold_another_is_begun_where_loading_a_step_and_a_save_fit_in(
+    tmp_path: Path, tiny_encoder: str, listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train import run as of_run
+
+    begun = []
+
+    def fold_of_a_minute(settings, data, fold, folder, *, deliver):
+        begun.append(fold)
+        return False, 60.0
+
+    monkeypatch.setattr(of_run, "train_fold", fold_of_a_minute)
+    settings = tiny_run(tmp_path, tiny_encoder, "method.name=prior")
+    for minutes, expected in ((0.5, [0]), (1.5, [0, 1])):
+        begun.clear()
+        stopping.set_time_budget(minutes)
+        assert of_run.train_folds(settings, None, [0, 1], set(), tmp_path) == begun == expected
 
 
 @pytest.mark.parametrize("deliver", [True, False])

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ ADAM_COPIES = 3  # a checkpoint holds the weights and the optimizer's two moment
 def fit_network(settings: Settings, data: FoldData, fold: int, folder: Path, *, deliver: bool) -> dict[str, Any]:
     """Train until an attempt does not collapse, save its best network; what happened, for done.json.
 
+    Beside it least_s: the seconds that must be left for another fold to be worth its beginning.
     deliver: where the time budget ends, the network of then is saved; else raises TimeIsUp. Raises Stopped.
     """
     from infer.ranks import is_main, wait_for_all
@@ -63,7 +65,7 @@ def fit_network(settings: Settings, data: FoldData, fold: int, folder: Path, *, 
                 f"fold {fold}: the loss sits at the class prior after warm-up (seed {seed}, rate {rate:.1e}); starting "
                 f"again with seed {fold_seed(settings.seed, fold, attempt + 1)} and rate {rate * RESTART_RATE:.1e}"
             )
-            write_json(work / "collapsed.json", story)
+            write_json(work / "collapsed.json", {key: value for key, value in story.items() if key != "least_s"})
         wait_for_all()
         del learner, loop
         forget_sharding()
@@ -80,6 +82,7 @@ def _attempt(
     from train.checkpoints import last_whole_checkpoint
     from train.pace import TimeIsUp
 
+    started = time.monotonic()
     seed_everything(seed)  # the new head's weights, then dropout
     learner = make_learner(settings, data, data.training(fold), seed=seed)
     if settings.trainer.workers:  # a forked worker must not find the tokenizer's threads (trap 38)
@@ -93,6 +96,7 @@ def _attempt(
     if checkpoint is not None:
         log.info(f"fold {fold}: going on from {checkpoint}")
     cut_short = False
+    start_up_s = time.monotonic() - started
     try:
         with finishing_steps():
             loop.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -119,6 +123,8 @@ def _attempt(
         "best_step": state.best_global_step,
         "skipped_steps": loop.skipped_steps,  # whose loss was no number
         "budget_tokens": loop.micro.budget_tokens,  # less than asked where memory ran out
+        # No fact of this fold, but for the next one: loading, a step and a save must fit in.
+        "least_s": start_up_s + loop.pace.needed_s(deliver=False, evaluates=False),
         "log": [entry for entry in state.log_history if "eval_log_loss" in entry or "loss" in entry],
     }
     return learner, loop, story

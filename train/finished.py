@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,12 @@ from train.fold import DISAGREEMENT, DONE, HELDOUT
 
 log = logging.getLogger("tiebreak")
 
+# What only training writes into a run's folder: a prediction may be writing beside it.
+RUN_FILES = (
+    "baselines.json", "calibration.json", "config.yaml", "decision.json", "environment.json", "folds.csv", HELDOUT,
+    "metrics.json",
+)  # fmt: skip
+
 
 def settle_finished(folder: Path, folds: Iterable[int]) -> dict[int, bool]:
     """{fold: was it cut short by a time budget} of the finished ones; for one process of a launch.
@@ -27,10 +33,11 @@ def settle_finished(folder: Path, folds: Iterable[int]) -> dict[int, bool]:
     A damaged one is set aside with a message, but for the state of its training. What a kill left behind is removed.
     """
     finished = {}
+    clear_unfinished(folder, RUN_FILES)
     for fold in folds:
         place = folder / f"fold{fold}"
-        for left in place.glob(".tmp-*"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        clear_unfinished(place)
+        clear_unfinished(place / "checkpoint")
         if not (place / DONE).exists():
             continue
         wrong = lack(place)
@@ -45,6 +52,13 @@ def settle_finished(folder: Path, folds: Iterable[int]) -> dict[int, bool]:
             os.replace(aside / "attempts", place / "attempts")
         log.warning(f"fold {fold}: {wrong}. Set aside as {aside}; the fold is trained again")
     return finished
+
+
+def clear_unfinished(folder: Path, names: Collection[str] | None = None) -> None:
+    """Delete what a kill left of files and folders that were being written; names: of these alone."""
+    for left in folder.glob(".tmp-*"):
+        if names is None or left.name.partition("-")[2].partition("-")[2] in names:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def lack(place: Path) -> str | None:

@@ -63,8 +63,12 @@ class FoldData:
         )
 
 
-def train_fold(settings: Settings, data: FoldData, fold: int, folder: Path, *, deliver: bool = True) -> None:
+def train_fold(
+    settings: Settings, data: FoldData, fold: int, folder: Path, *, deliver: bool = True
+) -> tuple[bool, float]:
     """Leave checkpoint/, heldout.csv and, last of all, done.json in `folder`; resumes what it finds there.
+
+    Returns (was it cut short, the seconds that must be left for another fold to be worth its beginning).
 
     deliver: where the time budget ends before the training does, with the network of then; else raises TimeIsUp.
     Raises Stopped where a signal came.
@@ -79,6 +83,7 @@ def train_fold(settings: Settings, data: FoldData, fold: int, folder: Path, *, d
     story: dict[str, Any] = {}
     if settings.method.name in TRAINED:
         story = fit_network(settings, data, fold, folder, deliver=deliver)
+        least_s = story.pop("least_s")
     elif is_main():
         classifier = make_classifier(
             settings.method, seed=settings.seed, labels=data.rows.labels, embedding=settings.embedding
@@ -103,6 +108,9 @@ def train_fold(settings: Settings, data: FoldData, fold: int, folder: Path, *, d
             clear_attempts(folder)
         log.info(f"fold {fold}: held-out log loss {table.log_loss():.4f} on {len(held)} rows")
     wait_for_all()
+    if settings.method.name not in TRAINED:  # what learns by fit cannot stop half-way
+        least_s = time.monotonic() - started
+    return bool(story.get("cut_short")), least_s
 
 
 def fit_rows(classifier: Any, data: FoldData, rows: np.ndarray) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +29,7 @@ from train.card import write_cards
 from train.finished import settle_finished
 from train.fold import DISAGREEMENT, DONE, HELDOUT, FoldData, train_fold
 from train.folds import make_folds, read_folds, write_folds
-from train.learners import TRAINED, prepare
+from train.learners import prepare
 from train.levers import check_levers
 from train.pace import TimeIsUp
 from train.record import open_run, write_environment
@@ -110,21 +109,19 @@ def train_folds(settings: Settings, data: FoldData, waiting: list[int], done: se
     """
     from infer.logs import log
 
-    longest_s = 0.0
+    needed_s, cut_short = 0.0, False
     for fold in waiting:
         others = done - {fold}
-        started = time.monotonic()
-        # A method that learns by fit cannot stop half-way.
-        needed_s = 0.0 if settings.method.name in TRAINED else longest_s
-        if from_main(bool(others) and time_left_s() < needed_s):
+        # After a fold that was cut short there is the time to finish, and no more.
+        if from_main(bool(others) and (cut_short or time_left_s() < needed_s)):
             log.info(f"the time budget is up: fold {fold} is not begun. The same command goes on with it")
             break
         try:
-            train_fold(settings, data, fold, folder / f"fold{fold}", deliver=not others)
+            cut_short, least_s = train_fold(settings, data, fold, folder / f"fold{fold}", deliver=not others)
         except TimeIsUp:
             break
         done = done | {fold}
-        longest_s = max(longest_s, time.monotonic() - started)
+        needed_s = max(needed_s, least_s)
     return sorted(done)
 
 

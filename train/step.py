@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
 
 from infer.batching import is_out_of_memory, release_memory
+from infer.stopping import SIGNALS
 from train.agreement import average_gradients, joined, smallest
 from train.batches import RowItems, StepSampler
 from train.callbacks import EpochShuffle
@@ -65,6 +67,7 @@ class StepTrainer(Trainer):
             collate_fn=self.micro,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
+            worker_init_fn=_leave_signals_to_parent,
         )
 
     def train(self, *given: Any, **named: Any) -> Any:
@@ -229,6 +232,12 @@ class StepTrainer(Trainer):
         if isinstance(data, torch.Tensor) and not self.is_deepspeed_enabled:
             return data.to(self.args.device, non_blocking=True)
         return super()._prepare_input(data)
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """A loader's worker ends with its process; one that a signal to the whole group ended would be its failure."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def shards(arguments: TrainingArguments) -> bool:
