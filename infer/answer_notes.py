@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 from infer.logs import log
@@ -38,11 +39,12 @@ def answer_figures(notes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def report_answers(notes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """{"answers": figures} of a run's notes, said in the log; {} where they are none of answers."""
-    notes = list(notes)
-    if not notes or "outcome" not in notes[0]:
+    """{"answers": figures} of a run's notes, said in the log; {} where they are none of answers. Holds no text."""
+    notes = iter(notes)
+    first = next(notes, {})
+    if "outcome" not in first:
         return {}
-    figures = answer_figures(notes)
+    figures = answer_figures(chain([first], notes))
     log.info(
         f"of {figures['rows']} rows {figures[ANSWERED]} answered, {figures[UNPARSABLE]} unparsable, {figures[FAILED]} "
         f"failed; {figures['cut']} texts were cut off"

@@ -9,8 +9,10 @@ The same probabilities as the single machine gives each file. Knows the order of
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,21 @@ from infer.reasoning_notes import report_reasoning
 from infer.table_summary import report, summarise, summary_columns
 from infer.text_files import notes_file, write_notes
 from infer.text_reading import TextReading
-from infer.text_run import check_calibrator, open_source, read_rule, reading_identity, trained_on
+from infer.text_run import (
+    BAD_ROWS_FILE,
+    check_calibrator,
+    list_bad_rows,
+    open_source,
+    read_rule,
+    reading_identity,
+    trained_on,
+)
 from models.settings import Settings
+from models.tasks.bad_rows import damaged_rows
+from models.tasks.damaged_rows import BadRow
 from models.tasks.seen import SeenTexts
-from models.tasks.tables import stream_table
-from models.tasks.text import RowSource
+from models.tasks.tables import Table, stream_table
+from models.tasks.text import RowSource, read_id
 
 REFUSALS_NAMED = 3
 
@@ -111,29 +123,46 @@ def _one_shape(settings: Settings, files: Sequence[InputFile]) -> RowSource:
 
 
 def _refuse_repeated_ids(files: Sequence[InputFile], source: RowSource) -> None:
-    """Rows are joined by their id, so no two files may share one; numbered rows carry their file's name instead."""
-    column = source.id_column
-    if column is None or len(files) == 1:  # within one file the worker sees it
+    """Rows are joined by their id, so no two may share one; numbered rows carry their file's name instead.
+
+    A worker compares the ids of a slice, which is a part of a file. Files of which too much is damaged are refused on
+    the way.
+    """
+    if source.id_column is None:
         return
     seen = SeenTexts()
     for file in tqdm(files, desc="ids", unit="file", disable=None):
-        for table in stream_table(file.path, source.chunk_rows, [column]):
-            cells = [str(cell) for cell in table.frame[column]]
-            for at in seen.add(cells):
-                _refuse_repeated(files, column, cells[at], table.place(at))
+        rows, bad_rows = 0, list[BadRow]()
+        for table, ids in _ids(file, source):
+            rows, bad_rows = rows + len(table.frame), bad_rows + damaged_rows(table, source.id_column)
+            places = list(ids)
+            for at in seen.add(list(ids.values())):
+                _refuse_repeated(files, source, ids[places[at]], table.place(places[at]))
+        replace(source, path=file.path).refuse_too_many(rows, bad_rows)
 
 
-def _refuse_repeated(files: Sequence[InputFile], column: str, given: str, place: str) -> None:
+def _ids(file: InputFile, source: RowSource) -> Iterator[tuple[Table, dict[int, str]]]:
+    """(table, {row in it: id}) of a file's chunks, without the rows that have none: a worker tells of those."""
+    column, mark = str(source.id_column), source.on_bad_row != "refuse"
+    for table in stream_table(file.path, source.chunk_rows, [column], mark_damage=mark):
+        found = {}
+        for at, cell in enumerate(table.frame[column]):
+            with suppress(ValueError):
+                found[at] = read_id(cell, "", column)
+        yield table, found
+
+
+def _refuse_repeated(files: Sequence[InputFile], source: RowSource, given: str, place: str) -> None:
     """Refuses the id if an earlier row has it: a second look, since equal digests may be chance."""
     for file in files:
-        for table in stream_table(file.path, 1024, [column]):
-            for at, cell in enumerate(table.frame[column]):
+        for table, ids in _ids(file, source):
+            for at, found in ids.items():
                 if table.place(at) == place:
                     return
-                if str(cell) == given:
+                if found == given:
                     raise ValueError(
-                        f"{place}: {column} {given!r} stands already in {table.place(at)}. Give each row its own, or "
-                        "let rows be numbered: task.id_column=null."
+                        f"{place}: {source.id_column} {given!r} stands already in {table.place(at)}. Give each row its "
+                        "own, or let rows be numbered: task.id_column=null."
                     )
 
 
@@ -173,27 +202,51 @@ def _read_all(folder: OpenFolder, job: ReadingJob, done: Mapping[str, set[int]])
 
 def _finish(folder: OpenFolder, job: ReadingJob, source: RowSource, launch: Mapping[str, Any]) -> None:
     """The notes of all parts, and last the record: it says that every row is there."""
-    chunk_rows, paths = job.settings.engine.chunk_rows, []
+    chunk_rows = job.settings.engine.chunk_rows
+    paths: dict[Path, InputFile] = {}
     for file in folder.files:
         count = chunk_count(file, folder.parts.end(file), chunk_rows)
         assert count is not None, file
-        paths += [folder.parts.path(file, chunk) for chunk in range(count)]
+        paths |= {folder.parts.path(file, chunk): file for chunk in range(count)}
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise ValueError(f"{folder.folder} lacks {len(missing)} parts, {missing[0]} first. Give the command again.")
-    first = read_extras(paths[0])
+    with ThreadPoolExecutor(THREADS) as pool:
+        extras = dict(zip(paths, pool.map(_without_notes, paths), strict=True))
+    bad_rows = _left_out(folder, source, [(file, extras[path]) for path, file in paths.items()])
+    first, reader = next((path, one["reader"]) for path, one in extras.items() if "reader" in one)
     said: dict[str, Any] = {}
-    if "notes" in first:
-        write_notes(
-            folder.folder / f"_{notes_file(first['notes'])}", (read_extras(path)["notes"] for path in paths)
-        )  # fmt: skip
-        notes = [note for path in paths for note in read_extras(path)["notes"]]
+    if "notes" in (of_the_first := read_extras(first)):
+        kind = notes_file(of_the_first["notes"])
+        write_notes(folder.folder / f"_{kind}", (read_extras(path).get("notes", []) for path in paths))
+        notes = (note for path in paths for note in read_extras(path).get("notes", []))
         said = report_reasoning(notes) if reader_kind(job.settings) == "reasoning" else report_answers(notes)
     columns = summary_columns(source.labels, labelled=source.label_column is not None)
-    figures = summarise(folder.frames(paths, columns), source.labels, [read_extras(path)["strays"] for path in paths])
-    expected = [file.rows for file in folder.files]
-    assert None in expected or sum(map(int, filter(None, expected))) == figures["rows"], (expected, figures["rows"])
+    strays = [one.get("strays", {}) for one in extras.values()]
+    figures = summarise(folder.frames(list(paths), columns), source.labels, strays)
+    expected, rows = [file.rows for file in folder.files], figures["rows"] + bad_rows
+    assert None in expected or sum(map(int, filter(None, expected))) == rows, (expected, rows)
     folder.write_record({
-        "labels": list(source.labels), "reader": first["reader"], "files": len(folder.files), "parts": len(paths),
-        **launch, **said, **figures,
+        "labels": list(source.labels), "reader": reader, "files": len(folder.files), "parts": len(paths),
+        **launch, **said, **figures, **({"bad_rows": bad_rows} if bad_rows else {}),
     })  # fmt: skip
+
+
+def _without_notes(path: Path) -> dict[str, Any]:
+    """What is kept in a part but for its notes, which are too large to be held of all parts."""
+    return {key: value for key, value in read_extras(path).items() if key != "notes"}
+
+
+def _left_out(folder: OpenFolder, source: RowSource, parts: Sequence[tuple[InputFile, Mapping[str, Any]]]) -> int:
+    """How many rows of all parts were left out; they are listed. Refuses a file of which that is too much."""
+    counts: dict[Path, int] = {}
+    bad_rows: dict[Path, list[BadRow]] = {}
+    for file, extras in parts:
+        counts[file.path] = counts.get(file.path, 0) + extras["rows"]
+        bad_rows.setdefault(file.path, []).extend(BadRow(**row) for row in extras["bad_rows"])
+    for path, rows in counts.items():
+        replace(source, path=path).refuse_too_many(rows, bad_rows[path])
+    found = [row for rows in bad_rows.values() for row in rows]
+    if found:
+        list_bad_rows(folder.folder / f"_{BAD_ROWS_FILE}", found)
+    return len(found)

@@ -11,11 +11,12 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infer.logs import open_log
+from infer.part_files import part_frame
 from infer.part_folder import PartFolder
 from infer.ray_slices import Slice
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from infer.text_reading import TextReading
     from infer.thresholds import Decision
     from models.settings import Settings
+    from models.tasks.damaged_rows import BadRow
     from models.tasks.text import TextRow
 
 
@@ -49,8 +51,8 @@ class ReadingJob:
 
 
 def for_file(settings: Settings, path: Path) -> Settings:
-    """The settings of a run over this one file; a damaged row refuses its chunk, which the run reports."""
-    return replace(settings, task=replace(settings.text, input_csv=str(path), on_bad_row="refuse"))
+    """The settings of a run over this one file."""
+    return replace(settings, task=replace(settings.text, input_csv=str(path)))
 
 
 class SliceReader:
@@ -59,7 +61,8 @@ class SliceReader:
     A slice that is given again yields as many as it did: after a kill Ray passes over those that it has had.
 
     A receipt: file, chunk, rows, seconds, pid, host; `refused` with a sentence where the rows of a chunk could
-    not be read, and `failed` with one where no other chunk can be either (the model, the disk).
+    not be read, one that is too long for the memory among them, and `failed` with one where no other chunk can be
+    either (the model, the disk). Rows that task.on_bad_row leaves out are kept beside their chunk's part.
     """
 
     def __init__(self, job: ReadingJob) -> None:
@@ -78,29 +81,37 @@ class SliceReader:
         while one.stop is None or at < one.stop:  # once, but for what a refused chunk leaves behind it
             try:
                 reading = self._job.reading(one.file.path)
-                for number, rows in reading.source.chunks_from(at):
+                bad_rows: list[BadRow] = []
+                for number, rows in reading.source.chunks_from(at, bad_rows):
                     if one.wants(number):
-                        yield self._part(reading, one.file, number, rows)
+                        yield self._part(reading, one.file, number, rows, bad_rows)
+                    bad_rows.clear()
                     at = number + 1
                     if at == one.stop:
                         return
                 self._job.parts.write_end(one.file, at)
                 return
-            except ValueError as error:
-                if str(error) == said:  # the file cannot be read past here
+            except (ValueError, MemoryError) as error:
+                before, said = said, str(error) or f"{one.file.name}, chunk {at}: {type(error).__name__}"
+                if said == before:  # the file cannot be read past here
                     return
-                said = str(error)
                 if one.wants(at):
                     yield {"file": one.file.name, "chunk": at, "refused": said}
                 at += 1
-            except (OSError, MemoryError, _NoReader) as error:
+            except (OSError, _NoReader) as error:
                 yield {"file": one.file.name, "chunk": at, "failed": str(error) or type(error).__name__}
                 return
 
-    def _part(self, reading: TextReading, file: InputFile, number: int, rows: Sequence[TextRow]) -> dict[str, Any]:
+    def _part(
+        self, reading: TextReading, file: InputFile, number: int, rows: Sequence[TextRow], bad_rows: Sequence[BadRow]
+    ) -> dict[str, Any]:  # fmt: skip
         """Write the part of these rows, unless it is there; its receipt."""
         begun = {"file": file.name, "chunk": number, "rows": len(rows)}
         if self._job.parts.holds(file, number):
+            return {**begun, "seconds": 0.0}
+        counts = {"rows": len(rows), "bad_rows": [asdict(row) for row in bad_rows]}
+        if not rows:  # all are left out
+            self._job.parts.write(file, number, part_frame(self._job.parts.schema.empty_table()), counts)
             return {**begun, "seconds": 0.0}
         stage = "loading" if self._reader is None else "reading"
         with self._job.parts.in_hand(file, number, stage) as died:
@@ -112,7 +123,7 @@ class SliceReader:
             started = time.monotonic()
             named = rows if reading.source.id_column else [replace(row, id=f"{file.name}:{row.id}") for row in rows]
             frame, extras = reading.fill(self._reader, named)
-            self._job.parts.write(file, number, frame, {**extras, "reader": self._reader.identity})
+            self._job.parts.write(file, number, frame, {**extras, **counts, "reader": self._reader.identity})
         return {**begun, "seconds": time.monotonic() - started}
 
 
@@ -123,5 +134,5 @@ class _NoReader(Exception):
 def _load(reading: TextReading) -> Reader:
     try:
         return reading.load()
-    except (ValueError, ImportError) as error:
-        raise _NoReader(str(error)) from error
+    except (ValueError, ImportError, MemoryError) as error:
+        raise _NoReader(str(error) or type(error).__name__) from error

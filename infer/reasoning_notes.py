@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from infer.logs import log
@@ -52,11 +53,13 @@ def reasoning_figures(notes: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def report_reasoning(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """{"reasoning": figures} of a run's notes, said in the log; {} where they are none of reasoning."""
-    if not notes or "reasoning" not in notes[0]:
+def report_reasoning(notes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """{"reasoning": figures} of a run's notes, said in the log; {} where they are none of reasoning. Holds no text."""
+    notes = iter(notes)
+    first = next(notes, {})
+    if "reasoning" not in first:
         return {}
-    figures = reasoning_figures(notes)
+    figures = reasoning_figures(chain([first], notes))
     log.info(reasoning_line(figures))
     return {"reasoning": figures}
 

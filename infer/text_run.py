@@ -42,6 +42,7 @@ from models.engine_settings import LEARNT_CALIBRATORS
 from models.kind_settings import SkillsTask
 from models.settings import Settings
 from models.tasks.bad_rows import write_bad_rows
+from models.tasks.damaged_rows import BadRow
 from models.tasks.skills import open_task_rows
 from models.tasks.text import RowSource, Survey, TextRow
 
@@ -238,13 +239,7 @@ def _surveyed(settings: Settings, source: RowSource, output: Path) -> Survey:
         + (f"; halves of surrogate pairs mended in {survey.mended}" if survey.mended else "")
     )
     if survey.bad_rows:
-        listed, first = beside(output, BAD_ROWS_FILE), survey.bad_rows[0]
-        write_bad_rows(listed, survey.bad_rows)
-        line = "" if first.line is None else f" (line {first.line})"
-        log.warning(
-            f"warning: {len(survey.bad_rows)} bad rows are left out and listed in {listed}; the first is row "
-            f"{first.row}{line}: {first.reason}"
-        )
+        list_bad_rows(beside(output, BAD_ROWS_FILE), survey.bad_rows)
     for reason, count in survey.left_out.items():
         log.info(f"{count} rows left out: {reason}")
     fit = settings.calibration.fit
@@ -257,6 +252,17 @@ def _surveyed(settings: Settings, source: RowSource, output: Path) -> Survey:
         )
     wait_for_all()
     return survey
+
+
+def list_bad_rows(listed: Path, bad_rows: Sequence[BadRow]) -> None:
+    """Write them down, and say so with the first."""
+    first = bad_rows[0]
+    write_bad_rows(listed, bad_rows)
+    line = "" if first.line is None else f" (line {first.line})"
+    log.warning(
+        f"warning: {len(bad_rows)} bad rows are left out and listed in {listed}; the first is row "
+        f"{first.row}{line}: {first.reason}"
+    )
 
 
 def _refuse_told_labels(source: RowSource) -> None:

@@ -82,34 +82,6 @@ def test_a_slice_survives_json() -> None:
     assert Slice.from_json(one.to_json()) == one
 
 
-def test_a_damaged_row_costs_its_chunk_and_no_other(tmp_path: Path, tiny_language_model: str) -> None:
-    rows = reviews(40)
-    rows.loc[19, "label"] = "splendid"
-    (tmp_path / "in").mkdir()
-    rows.to_csv(tmp_path / "in" / "a.csv", index=False)
-    rows.to_parquet(tmp_path / "in" / "b.parquet")
-    job, files = job_of(tmp_path, tiny_language_model)
-    with OpenFolder(job.parts, reading_identity(job.settings), files) as folder:
-        slices = slices_to_read(files, folder.done(), folder.ends(), chunk_rows=8, workers=1)
-        found = receipts(job, slices)
-        assert [one["chunk"] for one in found] == [0, 1, 2, 3, 4] * 2
-        refused = [one for one in found if "refused" in one]
-        assert [one["chunk"] for one in refused] == [2, 2] and "row 20" in refused[0]["refused"]
-        assert folder.done() == {"a.csv": {0, 1, 3, 4}, "b.parquet": {0, 1, 3, 4}}
-        left = slices_to_read(files, folder.done(), folder.ends(), chunk_rows=8, workers=1)
-        assert [(one.first, one.stop) for one in left] == [(2, 3), (2, 3)]
-
-
-def test_a_file_that_breaks_off_ends_its_slice(tmp_path: Path, tiny_language_model: str) -> None:
-    path = table(tmp_path / "in" / "a.csv", 20)
-    path.write_text(path.read_text() + 'r20,"never closed\n')
-    job, files = job_of(tmp_path, tiny_language_model)
-    with OpenFolder(job.parts, reading_identity(job.settings), files) as folder:
-        found = receipts(job, [Slice(files[0], 0, None)])
-        assert ["refused" in one for one in found] == [False, False, True]
-        assert folder.ends() == {"a.csv": None}
-
-
 def test_a_slice_given_again_yields_as_much_and_writes_nothing(tmp_path: Path, tiny_language_model: str) -> None:
     table(tmp_path / "in" / "a.csv", 40)
     job, files = job_of(tmp_path, tiny_language_model)
@@ -121,32 +93,6 @@ def test_a_slice_given_again_yields_as_much_and_writes_nothing(tmp_path: Path, t
         again = receipts(job, shares)
         assert [one["chunk"] for one in first] == [one["chunk"] for one in again] == [0, 2, 4, 1, 3]
         assert made == {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("part-*")}
-
-
-def test_rows_that_kill_their_workers_are_refused_and_a_model_that_does_ends_the_run(
-    tmp_path: Path, tiny_language_model: str
-) -> None:
-    table(tmp_path / "in" / "a.parquet", 24)
-    job, files = job_of(tmp_path, tiny_language_model, "ray.retries=1")
-    with OpenFolder(job.parts, reading_identity(job.settings), files) as folder:
-
-        def died(chunk: int, stage: str) -> None:
-            with job.parts.in_hand(files[0], chunk, stage):
-                mark = folder.folder / "_reading" / job.parts.path(files[0], chunk).stem
-                kept = mark.read_bytes()
-            mark.write_bytes(kept)  # as SIGKILL leaves it
-
-        died(1, "loading")
-        died(1, "reading")
-        found = receipts(job, [Slice(files[0], 0, 3)])
-        assert [one.get("refused") for one in found] == [
-            None, "a.parquet, chunk 1: 2 workers died of it, out of memory or killed", None
-        ]  # fmt: skip
-        for path in folder.folder.glob("part-*"):
-            path.unlink()
-        died(0, "loading")
-        died(0, "loading")
-        assert [sorted(one)[1] for one in receipts(job, [Slice(files[0], 0, 3)])] == ["failed"]
 
 
 def test_rows_without_ids_are_named_by_their_file(tmp_path: Path, tiny_language_model: str) -> None:
@@ -195,6 +141,14 @@ def test_what_heads_and_ids_tell_is_refused_before_ray_starts(
     for name in ("a.parquet", "b.csv"):
         table(tmp_path / "in" / name, 8)
     refused(r"b\.csv, row 1 \(line 2\): id 'r0' stands already in .*a\.parquet, row 1")
+    rows = reviews(40)
+    rows.loc[39, "id"] = "r0"
+    shutil.rmtree(tmp_path / "in")
+    (tmp_path / "in").mkdir()
+    rows.to_parquet(tmp_path / "in" / "a.parquet", row_group_size=16)  # of two slices
+    refused(r"a\.parquet, row 40: id 'r0' stands already in .*a\.parquet, row 1")
+    shutil.rmtree(tmp_path / "in")
+    table(tmp_path / "in" / "a.parquet", 8)
     reviews(8).drop(columns="label").assign(id=[f"s{at}" for at in range(8)]).to_csv(tmp_path / "in/b.csv", index=False)
     refused("task.label_column=auto means label in .*a.parquet and None in .*b.csv")
     shutil.rmtree(tmp_path / "in")

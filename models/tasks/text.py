@@ -199,7 +199,7 @@ class RowSource:
         fields = {name: _text(cells[column][at], place, column) for name, column in self.field_columns.items()}
         row_id = str(table.numbers[at])
         if self.id_column is not None:
-            row_id = _id(cells[self.id_column][at], place, self.id_column)
+            row_id = read_id(cells[self.id_column][at], place, self.id_column)
         label = None
         if self.label_column is not None:
             label = self._label(cells[self.label_column][at], place)
@@ -234,7 +234,7 @@ class RowSource:
             for at, cell in enumerate(table.frame[self.id_column]):
                 if table.place(at) == row.place:
                     return False
-                if _id(cell, "", self.id_column) == row.id:
+                if read_id(cell, "", self.id_column) == row.id:
                     raise ValueError(
                         f"{row.place}: {self.id_column} {row.id!r} stands already in {table.place(at)}. Give each row "
                         "its own, or let rows be numbered: task.id_column=null."
@@ -327,7 +327,8 @@ def _text(cell: Any, place: str, column: str) -> str:
     return cell
 
 
-def _id(cell: Any, place: str, column: str) -> str:
+def read_id(cell: Any, place: str, column: str) -> str:
+    """A row's id as the output has it. Refuses a missing one and what is no text."""
     if cell is None or cell == "":
         raise ValueError(f"{place}: {column} is empty. Give the row one, or let rows be numbered: task.id_column=null.")
     return join_surrogates(_text(cell, place, column))
