@@ -22,7 +22,7 @@ from typing import Any
 from infer.chunked import OutOfTime
 from infer.ray_slices import Slice
 from infer.ray_worker import ReadingJob, SliceReader
-from infer.stopping import SIGNALS, time_left_s
+from infer.stopping import AGAIN_S, SIGNALS, time_left_s
 from models.runner_settings import RaySettings
 
 OBJECT_STORE_BYTES = 100 * 2**20  # slices and receipts pass through it, never rows
@@ -101,7 +101,10 @@ def _start(address: str, settings: RaySettings) -> None:
 
 @contextmanager
 def _within_the_time() -> Iterator[None]:
-    """Raises OutOfTime in the block when the time budget is spent: whatever Ray waits for then, it can be left."""
+    """Raises OutOfTime in the block when the time budget is spent: whatever Ray waits for then, it can be left.
+
+    Raised again and again, AGAIN_S apart: the first may meet code of Ray's that passes over errors.
+    """
 
     def spent(*_: object) -> None:
         raise OutOfTime("time_budget_minutes is spent: what is finished is kept. The same command goes on from there.")
@@ -113,7 +116,7 @@ def _within_the_time() -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGALRM, spent)
-    signal.setitimer(signal.ITIMER_REAL, left_s)
+    signal.setitimer(signal.ITIMER_REAL, left_s, AGAIN_S)
     try:
         yield
     finally:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,14 @@ from conftest import compose
 from ray_jobs import job_of, receipts, table
 from text_runs import reviews, settings_of
 
+from infer import stopping
+from infer.chunked import OutOfTime
 from infer.part_folder import OpenFolder
 from infer.ray_inputs import InputFile, named_files
-from infer.ray_pool import fitting_pool, require_ray
+from infer.ray_pool import _within_the_time, fitting_pool, require_ray
 from infer.ray_run import run_on_ray
 from infer.ray_slices import Slice, slices_to_read
+from infer.stopping import forget, set_time_budget
 from infer.text_run import reading_identity
 
 
@@ -166,6 +171,25 @@ def test_a_missing_ray_is_answered_with_the_line_that_installs_it(monkeypatch: p
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'pip install "tiebreak\[ray\]".*or runner=local'):
         require_ray()
+
+
+def test_the_end_of_the_time_is_raised_until_it_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infer.ray_pool.AGAIN_S", 0.2)
+    set_time_budget(0.2 / 60 + (time.monotonic() - stopping._started) / 60)
+    swallowed = 0
+    try:
+        with pytest.raises(OutOfTime, match="time_budget_minutes is spent"), _within_the_time():
+            for _ in range(20):
+                try:
+                    time.sleep(0.5)
+                except Exception:  # as Ray's own code has it
+                    swallowed += 1
+                    if swallowed == 3:
+                        raise
+    finally:
+        forget()
+    assert swallowed == 3
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(
