@@ -36,22 +36,25 @@ def dequantised(file: Path, precision: str, write: Callable[[Path], None]) -> Pa
     """The checkpoint folder that says what a GGUF file says; None, and a log line, where none can be kept.
 
     precision: fp32, fp16 or bf16, of the weights in it. write: fills an empty folder with the checkpoint.
-    Several processes may ask at once. Raises ValueError for a file that is no GGUF, ImportError without the library.
+    Several processes may ask at once. Every byte of a kept copy is read and compared with its manifest at each start,
+    by each process: 16 GB take 10 s to a minute.
+    Raises ValueError for a file that is no GGUF, ImportError without the library.
     """
     import transformers
 
     check_gguf(file)
     # The version of transformers counts: a bug of its conversion, once mended, must not live on here.
     folder = cache_root() / f"{file.stem}-{precision}-{transformers.__version__}-{fingerprint([file])}"
-    if folder.is_dir():
-        damaged = damage(folder, required=True)
-        if damaged is None:
-            return folder
-        log.warning("%s is converted again: the copy in %s is not whole, %s", file.name, folder, damaged)
-    check_library(file)
     try:
-        if folder.is_dir():
-            shutil.rmtree(folder)
+        while folder.is_dir():
+            seen = _mark(folder)
+            damaged = damage(folder, required=True)
+            if damaged is None:
+                return folder
+            log.warning("%s is converted again: the copy in %s is not whole, %s", file.name, folder, damaged)
+            check_library(file)
+            _remove_damaged(folder, seen)
+        check_library(file)
         with new_folder(folder) as unfinished:
             log.info("converting %s to %s, once: it is kept in %s", file.name, precision, folder)
             with told_by_disk(unfinished):
@@ -64,6 +67,27 @@ def dequantised(file: Path, precision: str, write: Callable[[Path], None]) -> Pa
         )  # fmt: skip
         return None
     return folder
+
+
+def _mark(folder: Path) -> tuple[int, int]:
+    """What tells this folder from another that takes its name; renaming it changes nothing of that."""
+    found = folder.stat()
+    return found.st_ino, found.st_mtime_ns
+
+
+def _remove_damaged(folder: Path, seen: tuple[int, int]) -> None:
+    """Remove the folder that was seen to be damaged, never the whole one that a faster process has put in its place.
+
+    Looking takes each process another time, and the faster one may be loading what it made. Raises OSError.
+    """
+    aside = _unfinished(folder)
+    with suppress(FileNotFoundError):  # the other process has just taken it away
+        if _mark(folder) != seen:
+            return
+        folder.rename(aside)
+        if _mark(aside) != seen:  # put there between the two lines above: it goes back at once
+            aside.rename(folder)
+        shutil.rmtree(aside)
 
 
 def check_gguf(file: Path) -> None:
@@ -89,7 +113,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_left_behind(folder.parent)
-    unfinished = folder.with_name(f".unfinished-{uuid.uuid4().hex}-{folder.name}")
+    unfinished = _unfinished(folder)
     unfinished.mkdir()
     try:
         yield unfinished
@@ -102,6 +126,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _unfinished(folder: Path) -> Path:
+    """A name of its own beside the folder; what bears it is removed a day later."""
+    return folder.with_name(f".unfinished-{uuid.uuid4().hex}-{folder.name}")
 
 
 def _remove_left_behind(root: Path) -> None:

@@ -12,6 +12,7 @@ from conftest import pair_rows
 
 from infer.vector_cache import VectorCache
 from models.gguf_cache import dequantised
+from models.manifest import damage
 from models.tasks.tokens import TokenCache, cached_fields
 
 DAMAGES = ["flip", "cut", "empty"]
@@ -72,3 +73,34 @@ def test_a_damaged_copy_of_a_gguf_file_is_converted_again(
     assert "is converted again" in caplog.text
     monkeypatch.setattr("models.gguf_cache.check_library", lambda file: pytest.fail("converted a whole copy"))
     assert dequantised(file, "fp32", lambda place: None) == folder
+
+
+def test_the_slower_of_two_processes_keeps_the_copy_that_the_faster_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both find the same damaged copy; the faster has converted it, and loads, when the slower has looked at it."""
+    monkeypatch.setenv("TIEBREAK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("models.gguf_cache.check_library", lambda file: None)
+    file = tmp_path / "tiny.gguf"
+    file.write_bytes(b"GGUF and so on")
+
+    def write(place: Path) -> None:
+        (place / "weights").write_bytes(b"all of them")
+
+    folder = dequantised(file, "fp32", write)
+    assert folder is not None
+    (folder / "manifest.json").unlink()  # as every copy was that an older version made
+    made: list[int] = []
+
+    def looked(found: Path, *, required: bool) -> str | None:
+        said = damage(found, required=required)
+        if not made:  # only now the faster one is at work
+            made.append(0)
+            assert dequantised(file, "fp32", write) == folder
+            made[0] = (folder / "weights").stat().st_ino
+        return said
+
+    monkeypatch.setattr("models.gguf_cache.damage", looked)
+    assert dequantised(file, "fp32", lambda place: pytest.fail("converted a third time")) == folder
+    assert (folder / "weights").stat().st_ino == made[0]
+    assert [one.name for one in (tmp_path / "cache").iterdir()] == [folder.name]
