@@ -12,6 +12,7 @@ import shutil
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from socket import gaierror
 
 import numpy as np
 import pytest
@@ -237,3 +238,23 @@ def test_an_unfinished_folder_that_is_taken_away_leaves_the_older_one(tmp_path: 
         (unfinished / "weights").write_text("newer")
         unfinished.rename(tmp_path / "away")
     assert (tmp_path / "checkpoint" / "weights").read_text() == "older"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionRefusedError(111, "refused"), TimeoutError(110, "timed out"), BrokenPipeError(32, "broken pipe"),
+     ChildProcessError(10, "no child"), gaierror(-2, "name not known")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_what_a_server_or_a_process_refuses_is_not_the_disks(error: OSError, tmp_path: Path) -> None:
+    with pytest.raises(type(error)) as caught, write_atomically(tmp_path / "table.csv"):
+        raise error
+    assert caught.value is error
+    with pytest.raises(DiskError, match="stale"), write_atomically(tmp_path / "table.csv"):
+        raise OSError(116, "stale file handle")  # of a disk behind a network
+
+
+def test_a_disk_behind_a_network_that_does_not_answer_is_the_disks(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    with pytest.raises(DiskError, match="timed out"), write_atomically(path):
+        raise TimeoutError(110, "timed out", str(path))

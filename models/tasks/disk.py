@@ -14,11 +14,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socket import gaierror
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NUMBER = re.compile(r"\((?:os error|errno) (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)  # of Rust, of pyarrow
 # What torch.save and numpy say of a file that took fewer bytes than they gave, without saying why.
 _CUT_SHORT = re.compile(r"inline_container|iostream error|PytorchStreamWriter|requested and \d+ written|disk is full")
+# An OSError of these, if it names no file, is of a server or of a process; a disk behind a network names the file.
+_NOT_OF_A_DISK = (ConnectionError, TimeoutError, ChildProcessError, ProcessLookupError, InterruptedError, gaierror)
 _LITTLE_BYTES = 2**20  # less than this free after a write was cut short: the disk was full
 _MB = 1e6
 
@@ -54,6 +57,8 @@ def told_by_disk(path: str | Path) -> Iterator[None]:
 def _refused(error: Exception, path: Path) -> int | None:
     """The system's number of what was refused; None for an error that is none of the disk's."""
     named = getattr(error, "filename", None)
+    if named is None and isinstance(error, _NOT_OF_A_DISK):
+        return None
     if isinstance(error, OSError) and error.errno is not None and _is_of(named, path):
         missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
         return None if missing and os.path.isdir(path.parent) else error.errno
