@@ -60,6 +60,7 @@ def test_killed_at_two_moments_it_ends_with_the_same_run(road, tmp_path: Path) -
     assert kill_at_moments(road("encoder"), 2, tmp_path, seed=0) == 2
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_run(road, tmp_path: Path) -> None:
     assert kill_until_it_ends(road("encoder"), tmp_path, seed=1) >= 1
 
