@@ -42,6 +42,7 @@ ORDERS = ("as given", "answers exchanged")
 COLUMNS = (*(P + label for label in LABELS), OTHER_COLUMN)
 # Kept back of the time budget to join the parts and to write and check the answer.
 RESERVE_S, RESERVE_S_PER_ROW, RESERVE_S_PER_PART = 5.0, 2e-4, 5e-3
+OTHERS = ("predictions.csv", "bad_test_rows.csv", "tokens-*.bin")  # written beside the submission
 FORECAST_AFTER = 3  # chunks: the first warms up
 TRIES = 3  # of reading parts again that were damaged after they were written
 # What the numbers of a part depend on beside the rows and the checkpoints.
@@ -105,7 +106,7 @@ class ArenaPasses:
         import pyarrow as pa
 
         fields = [pa.field("row", pa.int64()), *(pa.field(name, pa.float32()) for name in COLUMNS)]
-        return open_parts(self.output, self.identity, pa.schema(fields), replace=True)
+        return open_parts(self.output, self.identity, pa.schema(fields), replace=True, others=OTHERS)
 
     def collect(self, parts: Parts) -> tuple[np.ndarray, bool]:
         """(what is there, as `found`; whether that is all), everything read that the time allows.

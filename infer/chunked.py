@@ -37,10 +37,11 @@ Read = Callable[[Any, int, Sequence[Any]], tuple[pd.DataFrame, Mapping[str, Any]
 
 @contextmanager
 def open_parts(
-    output: Path, identity: Mapping[str, Any] | Callable[[], Mapping[str, Any]], schema: Any, *, replace: bool = False
-) -> Iterator[Parts]:
+    output: Path, identity: Mapping[str, Any] | Callable[[], Mapping[str, Any]], schema: Any, *, replace: bool = False,
+    others: Sequence[str] = (),
+) -> Iterator[Parts]:  # fmt: skip
     """The parts of an output in every process, the main one's first: it checks, locks and makes the folder."""
-    parts = Parts(output, identity, schema, replace=replace) if is_main() else None
+    parts = Parts(output, identity, schema, replace=replace, others=others) if is_main() else None
     wait_for_all()
     with parts or Parts(output, identity, schema, main=False) as opened:
         yield opened

@@ -44,6 +44,7 @@ class Parts:
     chunk), or what finds them where that is work: with replace, asked once the output is this run's to write.
     `spreadsheet` in it makes a CSV safe to open in one. schema: of the table; each part has it, whatever its cells are.
     replace: what stands at the output may go, whoever made it, and with it the parts that it was made of.
+    others: names, with * in them, of files that the run writes beside the output; a kill leaves some half-written.
     main: checks, locks and makes the folder; other processes are made after it, say after `wait_for_all`.
     Refuses, before any work: another ending, a folder that cannot be written, an output that stands there and was not
     made by this identity, parts of another identity, a second run on the same output.
@@ -51,7 +52,7 @@ class Parts:
 
     def __init__(
         self, output: str | Path, identity: Mapping[str, Any] | Callable[[], Mapping[str, Any]], schema: pa.Schema, *,
-        main: bool = True, replace: bool = False,
+        main: bool = True, replace: bool = False, others: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.output = Path(output)
         self.kind = table_kind(self.output)
@@ -59,6 +60,7 @@ class Parts:
         self.schema = schema
         self.folder = _beside(self.output, ".parts")
         self.replace = replace
+        self.others = others
         self._lock: IO[str] | None = None
         if main:
             self._open()
@@ -218,8 +220,9 @@ class Parts:
                     "or name another output."
                 )
             write_json(path, {"identity": self.identity})  # without parts it is a run that was refused: nothing is lost
-        for name in (self.output.name, _beside(self.output, ".json").name):  # what a kill while merging left behind
-            for leftover in self.output.parent.glob(f".tmp-{'?' * 32}-{escape(name)}"):
+        own = (escape(self.output.name), escape(_beside(self.output, ".json").name))
+        for name in (*own, *self.others):  # what a kill while writing left behind
+            for leftover in self.output.parent.glob(f".tmp-{'?' * 32}-{name}"):
                 leftover.unlink()
 
     def _path(self, number: int) -> Path:
