@@ -62,20 +62,21 @@ def fill_parts(
     model: Callable[[Any], Hashable] = lambda chunk: None,
     reserve_s: float = 0.0,
     pace: Pace | None = None,
+    todo: Callable[[int], bool] | None = None,
 ) -> int:
     """Write the part of every chunk that is not there yet; the number of chunks, once every process is done.
 
     load: of a chunk's `model` -> its reader; called where a chunk needs another than the one before, and not at all
     where every part is there. read: (reader, number of the chunk, its rows) -> its frame and the extras kept beside it.
     rows: of all chunks, for the progress bar. cost: of a chunk, in a unit that grows as its time does; by it and `pace`
-    is told whether one more fits.
+    is told whether one more fits. todo: which chunks this process reads; None: its share of those without a part.
     With a time budget a chunk that does not fit, its model's loading included, is left out, and a shorter one after it
     is read. Raises OutOfTime, in every process, where the time budget less reserve_s leaves chunks out; Stopped at a
     signal; RankError where this process, of several, could not read a chunk.
     """
     loaded: Any = None
     named: Hashable = None
-    pace = pace or Pace()
+    pace, todo = pace or Pace(), todo or parts.todo
     count, done, kept, seconds, late = 0, 0, 0, 0.0, False
 
     def fits(expected: float | None, load_s: float) -> bool:
@@ -86,7 +87,7 @@ def fill_parts(
             for number, chunk in chunks:
                 _stop_if_asked()
                 count = max(count, number + 1)
-                if parts.todo(number):
+                if todo(number):
                     expected, other = pace.seconds(cost(chunk)), loaded is None or model(chunk) != named
                     fit = fits(expected, pace.load_s if other else 0.0)
                     if fit and other:

@@ -6,6 +6,7 @@ Knows arena rows and the label reader.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from infer.identity import input_identity
 from infer.label_reader import LabelReader, LabelReading
 from infer.logs import log
 from infer.pace import Pace
-from infer.parts import finished
+from infer.parts import Parts, finished
 from infer.predictions import OTHER_COLUMN, Predictions, swap_average
 from infer.ranks import from_main, is_main, wait_for_all
 from infer.readers import identify, load_label_reader, rotates
@@ -46,7 +47,8 @@ def judge(rows: Sequence[ArenaRow], settings: Settings, out: Path) -> Prediction
     """The probability of each outcome for every row; the mean of both orders of the answers.
 
     Writes out/judge.parquet with the raw log-probabilities of the order as given and how far the orders disagree. Where
-    the time budget ends first, only the rows that were read come back, and the same command reads the others.
+    the time budget ends first, only the rows that were read come back, some in one order alone, and the same command
+    reads what is missing.
     Raises ValueError for rows that the model could not compute in its precision: a submission needs them all.
     """
     if not rows:
@@ -68,7 +70,6 @@ def judge(rows: Sequence[ArenaRow], settings: Settings, out: Path) -> Prediction
     table = pd.read_parquet(output) if unfinished is None else unfinished
     if DISAGREEMENT in table:
         log.info(f"the two orders of a row disagree by {table[DISAGREEMENT].mean():.3f} (L1, 0 to 2) on average")
-    _refuse_unread(table)
     return Predictions(
         ids=table["id"].to_numpy(dtype=object),
         labels=LABELS,
@@ -91,6 +92,7 @@ class _Judging:
     both: bool  # orders
     cost_left: float  # of the rows that this process has not read, in bytes of one order
     pace: Pace
+    hurry: bool = True  # one order alone where both would take too long
 
     def cost(self, chunk: Sequence[ArenaRow]) -> float:
         return float(sum(map(text_bytes, chunk)))
@@ -98,7 +100,8 @@ class _Judging:
     def orders(self) -> tuple[bool, ...]:
         """As given and swapped; as given alone where both orders of all that is left would take too long."""
         seconds = self.pace.seconds(self.cost_left)  # of what it did until now: both orders, unless some were dropped
-        if not self.both or (seconds is not None and seconds > time_left_s() - RESERVE_S):
+        late = self.hurry and seconds is not None and seconds > time_left_s() - RESERVE_S
+        if not self.both or late:
             return (False,)
         return (False, True)
 
@@ -117,6 +120,7 @@ class _Judging:
         frame = probability_frame(given, LABELS, probs)
         frame[OTHER_COLUMN] = np.where(frame["predicted"].notna(), other, np.nan)
         frame.insert(0, "id", [row.id for row in chunk])
+        _refuse_unread(frame)  # before they are kept, where they would stand in the way of another number format
         if self.both:
             frame[DISAGREEMENT] = np.full(len(chunk), np.nan) if gap is None else gap
         # Summed over both orders; halved, they are probabilities per row.
@@ -137,29 +141,42 @@ def _read_all(
     with open_parts(output, identity, part_schema(["id"], columns)) as parts:
         left = float(sum(text_bytes(row) for number, chunk in chunks if parts.todo(number) for row in chunk))
         judging = _Judging(both, left, pace)
+        load: Any = functools.cache(lambda _: load_label_reader(settings))
         try:
             count = fill_parts(
-                parts, chunks, lambda _: load_label_reader(settings), judging.read, rows=len(rows), cost=judging.cost,
-                reserve_s=RESERVE_S, pace=pace,
-            )  # fmt: skip
-        except OutOfTime as spent:
-            log.warning(f"warning: {spent}")
-            there = [parts.frame(number) for number, _ in chunks if parts.done(number)]
-            return pd.concat([parts.schema.empty_table().to_pandas(), *there])
+                parts, chunks, load, judging.read, rows=len(rows), cost=judging.cost, reserve_s=RESERVE_S, pace=pace
+            )
+            again = [(number, chunk) for number, chunk in chunks if "one_order_rows" in parts.extras_of(number)]
+            wait_for_all()  # every process has seen the same
+            if again:
+                judging.hurry = False
+                fill_parts(
+                    parts, again, load, judging.read, rows=sum(len(chunk) for _, chunk in again),
+                    cost=lambda chunk: 2 * judging.cost(chunk), reserve_s=RESERVE_S, pace=pace, todo=parts.mine,
+                )  # fmt: skip
+        except OutOfTime:
+            return _read_in_time(parts, chunks, settings)
         if is_main():
             extras = parts.extras(count)
             frames = parts.frames(count, summary_columns(LABELS, labelled=False))
             figures = summarise(frames, LABELS, [one["strays"] for one in extras])
-            one_order = sum(one.get("one_order_rows", 0) for one in extras)
-            if one_order:
-                figures["one_order_rows"] = one_order
-                log.warning(
-                    f"warning: {one_order} of {len(rows)} rows were read in one order alone, since both would not fit "
-                    f"into time_budget_minutes; delete {output} to read them again"
-                )
             parts.merge(count, {"labels": list(LABELS), "reader": extras[0]["reader"], **figures})
     wait_for_all()
     return None
+
+
+def _read_in_time(parts: Parts, chunks: Sequence[tuple[int, Sequence[ArenaRow]]], settings: Settings) -> pd.DataFrame:
+    """The rows that are there, once it is said what is not."""
+    frames = {number: parts.whole_frame(number) for number, _ in chunks}
+    there = {number: frame for number, frame in frames.items() if frame is not None}
+    unread = sum(len(chunk) for number, chunk in chunks if number not in there)
+    one_order = sum(parts.extras_of(number).get("one_order_rows", 0) for number in there)
+    log.warning(
+        f"warning: time_budget_minutes={settings.time_budget_minutes:g} is spent: {unread} of "
+        f"{sum(len(chunk) for _, chunk in chunks)} rows are not read and get the mean prediction, {one_order} are read "
+        f"in one order alone. What is read is kept in {parts.folder}: the same command reads what is missing."
+    )
+    return pd.concat([parts.schema.empty_table().to_pandas(), *there.values()])
 
 
 def _rows(reading: LabelReading, rows: slice) -> LabelReading:
@@ -172,5 +189,5 @@ def _refuse_unread(table: pd.DataFrame) -> None:
     if unread.any():
         raise ValueError(
             f"{int(unread.sum())} rows have no finite numbers, the first is id {table['id'][unread].iloc[0]}. Use "
-            "engine.precision=fp32."
+            "engine.precision=fp32, and delete the .parts folder of what was read until then."
         )

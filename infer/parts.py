@@ -83,8 +83,12 @@ class Parts:
             self._lock = None
 
     def todo(self, number: int) -> bool:
-        """True where chunk `number` is this process's share and is not done. Chunks are dealt like cards."""
-        return number % world_size() == rank() and not self.done(number)
+        """True where chunk `number` is this process's share and is not done."""
+        return self.mine(number) and not self.done(number)
+
+    def mine(self, number: int) -> bool:
+        """True where chunk `number` is this process's share. Chunks are dealt like cards."""
+        return number % world_size() == rank()
 
     def done(self, number: int) -> bool:
         """True where the part is there, whole and of this schema."""
@@ -101,6 +105,10 @@ class Parts:
         """What was kept beside each of the first `count` chunks, in their order."""
         self.refuse_missing(count)
         return [read_extras(self._path(number)) for number in range(count)]
+
+    def extras_of(self, number: int) -> dict[str, Any]:
+        """What was kept beside one chunk, which must be there."""
+        return read_extras(self._path(number))
 
     def frames(self, count: int, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
         """The first `count` chunks in their order, one in memory at a time; columns: only these."""

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, compose, pair_rows, write_arena_csv
 
+from infer import judge, stopping
 from infer.judge import row_fields
 from infer.predictions import Predictions
 from infer.run import run
@@ -163,6 +164,36 @@ def test_rows_that_cannot_be_computed_make_no_submission(
     with pytest.raises(ValueError, match=r"rows have no finite numbers, the first is id 100\d\d. Use engine.precision"):
         judged(tmp_path, tiny_language_model)
     assert not (tmp_path / "out" / "submission.csv").exists()
+    assert not list(tmp_path.glob("out/judge.parquet*/part-*"))
+
+
+def test_rows_read_in_one_order_for_lack_of_time_are_read_in_both_by_the_same_command(
+    tmp_path: Path, rows: list[ArenaRow], tiny_language_model: str, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Chunks of two: one in both orders, one in one, then the time is over; with time all is as unbroken."""
+    small = "engine.chunk_rows=2"
+    whole = judged(tmp_path, tiny_language_model, small, out="whole")
+    orders, asked = judge._Judging.orders, []
+
+    def hurried(self: judge._Judging) -> tuple[bool, ...]:
+        asked.append(self)
+        if len(asked) == 2:
+            stopping.set_time_budget(-1e6)
+        return orders(self)
+
+    stopping.forget()
+    stopping.set_time_budget(60)
+    with monkeypatch.context() as patch:
+        patch.setattr(judge._Judging, "orders", hurried)
+        short = judged(tmp_path, tiny_language_model, small, "time_budget_minutes=60")
+    stopping.forget()
+    assert len(short) == 10 and len(asked) == 2 and not (tmp_path / "out" / "judge.parquet").exists()
+    said = capsys.readouterr().out
+    assert "is spent: 6 of 10 rows are not read and get the mean prediction, 2 are read in one order alone." in said
+    found = judged(tmp_path, tiny_language_model, small)
+    np.testing.assert_array_equal(found.probs, whole.probs)
+    for name in ("judge.parquet", "submission.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
