@@ -17,7 +17,7 @@ from infer.logs import log, open_log
 from infer.predictions import Predictions, join
 from infer.ranks import is_main, wait_for_all
 from infer.readers import reader_kind
-from infer.submission import write_submission
+from infer.submission import check_sample, write_submission
 from models.method_settings import ASKED_METHODS
 from models.settings import ArenaTask, Settings, TextTask
 from models.tasks.arena import LABELS, ArenaTable, read_rows
@@ -92,18 +92,35 @@ def _answer_all(predictions: Predictions, table: ArenaTable, settings: Settings,
     if table.bad_rows:
         write_bad_rows(out / "bad_test_rows.csv", table.bad_rows)
         log.info(f"{len(table.bad_rows)} bad rows get the mean prediction; listed in {out / 'bad_test_rows.csv'}")
-    unread = [*(row.id for row in table.rows), *(bad.id for bad in table.bad_rows)]
-    predictions = with_mean_rows(predictions, unread, Path(settings.run_dir))
+    ids = _all_ids(table)
+    predictions = with_mean_rows(predictions, ids, Path(settings.run_dir)).align(ids)
     deliver(predictions, settings.arena, out)
     return predictions
 
 
 def read_test_rows(task: ArenaTask) -> ArenaTable:
-    """The rows to predict, unlabelled; with task.on_bad_row=skip also the ids that could not be read."""
+    """The rows to predict, unlabelled; with task.on_bad_row=skip also the ids that could not be read.
+
+    Refuses a sample submission of other ids or columns: the answer could not be written.
+    """
     table = read_rows(task.test_csv, labelled=False, on_bad_row=task.on_bad_row)
     if table.repairs.counts:
         log.info(table.repairs.report())
+    sample = _sample(task)
+    if sample:
+        check_sample(sample, _all_ids(table), LABELS)
     return table
+
+
+def _all_ids(table: ArenaTable) -> list[str]:
+    """The test file's ids, those of damaged rows last."""
+    return list(dict.fromkeys([*(row.id for row in table.rows), *(bad.id for bad in table.bad_rows)]))
+
+
+def _sample(task: ArenaTask) -> str | None:
+    """The sample submission: named in the settings, or beside the test file."""
+    beside = Path(task.test_csv).parent / "sample_submission.csv"
+    return task.sample_csv or (str(beside) if beside.is_file() else None)
 
 
 def with_mean_rows(predictions: Predictions, ids: Sequence[str], folder: Path) -> Predictions:
@@ -129,8 +146,7 @@ def with_mean_rows(predictions: Predictions, ids: Sequence[str], folder: Path) -
 def deliver(predictions: Predictions, task: ArenaTask, folder: Path) -> None:
     """Write predictions.csv and the checked submission.csv; say where they are."""
     predictions.write(folder / "predictions.csv")
-    beside = Path(task.test_csv).parent / "sample_submission.csv"
-    sample = task.sample_csv or (str(beside) if beside.is_file() else None)
+    sample = _sample(task)
     write_submission(predictions, sample, folder / "submission.csv")
     against = f"checked against {sample}" if sample else "no sample_submission.csv beside the test file: its own ids"
     log.info(f"{folder / 'submission.csv'}: {len(predictions)} rows, valid ({against})")

@@ -4,6 +4,7 @@ Knows ids, column names and the sample file; never which model predicted. The sa
 columns in its order.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,13 @@ def write_submission(
     with write_atomically(path) as temporary:
         frame[columns].to_csv(temporary, index=False, lineterminator="\n")
         check_submission(temporary, order, columns)
+
+
+def check_sample(sample_csv: str | Path, ids: Sequence[str], labels: Sequence[str], *, prefix: str = "winner_") -> None:
+    """Refuses, before anything is read, a sample whose ids or columns are not those of the test file's answer."""
+    sample = read_table(sample_csv).frame
+    _check_columns(list(sample.columns), ["id", *(prefix + label for label in labels)], sample_csv)
+    _check_ids(np.array(ids, dtype=object), sample["id"].to_numpy(dtype=object), sample_csv)
 
 
 def check_submission(path: str | Path, ids: np.ndarray, columns: list[str]) -> None:

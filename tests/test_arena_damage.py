@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from test_arena_passes import (  # noqa: F401  fixtures
     budgeted,
@@ -208,3 +209,27 @@ def test_a_run_ends_within_its_budget_and_reads_what_fits(
     read = [one["rows"] for one in record_of(tmp_path)["passes"]]
     assert sorted(read)[-passes:] == [60] * passes and 0 in read, read
     assert "expected to be left out, in whole or in part: fold" in capsys.readouterr().out
+
+
+def test_a_sample_of_other_rows_is_refused_before_any_is_read(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(trained, tmp_path)
+    lines = ["id,winner_model_a,winner_model_b,winner_tie", "of another file,0.3,0.3,0.4"]
+    (tmp_path / "sample_submission.csv").write_text("\n".join(lines))
+    seen = before_read(0, lambda: None, monkeypatch)
+    with pytest.raises(
+        ValueError, match=r"The ids differ from those of .*sample_submission\.csv: .*60 not in the sample"
+    ):
+        predict(settings)
+    assert not seen and not (tmp_path / "submission.csv.parts").exists()
+
+
+def test_a_run_that_is_refused_has_tokenised_nothing(trained: Path, tmp_path: Path) -> None:
+    settings = settings_of(trained, tmp_path)
+    with (
+        Parts(tmp_path / "submission.csv", {}, pa.schema([]), replace=True),
+        pytest.raises(ValueError, match=r"submission\.csv is being written by another run"),
+    ):
+        predict(settings)
+    assert not list(tmp_path.glob("tokens-*"))

@@ -196,6 +196,8 @@ def test_then_the_fold_with_the_worse_heldout_score_and_the_rest_gets_the_mean(
     assert {name for name, rows in rows_of(tmp_path) if rows} == {best}
     assert record_of(tmp_path)["rows_not_read"] == ROWS - 24
     assert "36 rows were read by no checkpoint and get the mean" in capsys.readouterr().out
+    ids = pd.read_csv(tmp_path / "test.csv", dtype=str)["id"]
+    assert table["id"].tolist() == ids.tolist(), "without a sample the rows stand as in the test file"
     counts = table.iloc[:, 1:].round(6).value_counts()
     assert counts.iloc[0] == ROWS - 24, "the rows that were not read all have the same, the mean"
 

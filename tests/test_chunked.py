@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
+from conftest import ROOT
 
 from infer import stopping
 from infer.chunked import OutOfTime, fill_parts, open_parts
@@ -109,3 +112,40 @@ def test_a_signal_that_a_finaliser_swallowed_stops_the_run_before_the_next_chunk
     with pytest.raises(stopping.Stopped, match="Stopped by SIGTERM: 2 of 4 rows are read and kept in") as stopped:
         filled(tmp_path, [1] * 4, read=read, pace=slow)
     assert stopped.value.exit_code == 143 and done == [0, 1]
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+import pandas as pd, pyarrow as pa
+from infer.chunked import fill_parts, open_parts
+from infer.door import open_door
+from infer.logs import open_log
+from infer.ranks import is_main, rank
+
+def read(reader, number, chunk):
+    if number == 3:
+        raise ValueError("row 3 cannot be read.")
+    return pd.DataFrame({"x": [number]}), {}
+
+def run(settings):
+    open_log(None, main=is_main())
+    with open_parts(Path(FOLDER) / "out.parquet", {}, pa.schema([("x", pa.int64())])) as parts:
+        fill_parts(parts, [(number, [1]) for number in range(6)], lambda _: "a reader", read, rows=6)
+
+sys.argv = ["python -m infer", "+experiment=arena_quickstart"]
+open_door(run)
+"""
+
+
+@pytest.mark.slow
+def test_a_row_that_one_of_two_processes_cannot_read_is_told_by_its_own_words(tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(SCRIPT.replace("FOLDER", repr(str(tmp_path))))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(script)]
+    environment = os.environ | {"MASTER_PORT": str(29500 + os.getpid() % 2000), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert done.stderr.count("error: row 3 cannot be read.") == 1
+    assert len(list(tmp_path.glob("*.parts/part-*"))) == 4
+    assert "RuntimeError" not in done.stderr, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sqlite3
 from pathlib import Path
@@ -13,7 +14,7 @@ from conftest import pair_rows
 from infer.vector_cache import VectorCache
 from models.gguf_cache import dequantised
 from models.manifest import damage
-from models.tasks.tokens import TokenCache, cached_fields
+from models.tasks.tokens import TokenCache, _is_whole, cached_fields
 
 DAMAGES = ["flip", "cut", "empty"]
 
@@ -104,3 +105,24 @@ def test_the_slower_of_two_processes_keeps_the_copy_that_the_faster_made_anew(
     assert dequantised(file, "fp32", lambda place: pytest.fail("converted a third time")) == folder
     assert (folder / "weights").stat().st_ino == made[0]
     assert [one.name for one in (tmp_path / "cache").iterdir()] == [folder.name]
+
+
+def test_tokens_that_cannot_be_kept_are_used_all_the_same(tmp_path: Path, tiny_tokenizer, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(logging.getLogger("tiebreak"), "propagate", True)
+    rows = pair_rows(3)
+    (tmp_path / "file").write_text("in the way")
+    found = cached_fields(rows, tiny_tokenizer, tmp_path / "file")
+    np.testing.assert_array_equal(found.ids, cached_fields(rows, tiny_tokenizer, tmp_path).ids)
+    assert "Going on without it" in caplog.text
+
+
+class _Shrinking(io.BytesIO):
+    """A file that is cut once its size was asked for."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.truncate(100)
+        return super().read(size)
+
+
+def test_a_file_of_tokens_that_is_cut_while_it_is_read_is_damaged() -> None:
+    assert not _is_whole(_Shrinking(bytes(4096)))

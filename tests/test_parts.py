@@ -249,6 +249,20 @@ def test_an_output_is_written_by_one_run_at_a_time(tmp_path: Path) -> None:
     Parts(tmp_path / "out.csv", IDENTITY, SCHEMA).close()
 
 
+def test_the_parts_go_while_the_lock_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run that takes the lock in between would see its parts vanish."""
+    tried = []
+
+    def remove(folder: Path) -> None:
+        with pytest.raises(ValueError, match="is being written by another run"):
+            Parts(tmp_path / "out.csv", IDENTITY, SCHEMA)
+        tried.append(folder)
+
+    monkeypatch.setattr("infer.parts._remove", remove)
+    run(tmp_path / "out.csv")
+    assert tried == [tmp_path / "out.csv.parts"]
+
+
 def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.csv").mkdir()

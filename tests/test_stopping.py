@@ -17,6 +17,7 @@ from conftest import compose
 from infer import stopping
 from infer.door import open_door
 from infer.locks import hold
+from infer.ranks import RankError
 from infer.stopping import Stopped, asked_to_stop, finishing_steps, listen, set_time_budget, time_left_s
 from models.settings import Settings
 from models.tasks.disk import DiskError
@@ -193,6 +194,29 @@ def test_the_door_ends_with_the_signals_code_and_one_rank_speaks(
     assert child.says() == "ready"
     child.send(signal.SIGTERM)
     assert child.ends() == (143, said)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(RankError("row 7 cannot be read."), "error: row 7 cannot be read."), (ValueError("that all say"), None)],
+)
+def test_what_one_process_alone_has_met_is_told_by_it(
+    error: ValueError, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The main process knows nothing of it; what every process meets is told once."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert hydra and compose
+
+    def work(say: Say) -> None:
+        def run(settings: Settings) -> None:
+            raise error
+
+        sys.argv = ["python -m infer", "+experiment=arena_quickstart"]
+        open_door(run)
+
+    code, lines = Child(work).ends()
+    assert code == 2 and (lines[0] if lines else None) == said
 
 
 def test_without_a_budget_time_is_endless_and_a_budget_counts_from_the_start() -> None:
