@@ -10,7 +10,7 @@ from infer.endpoint import Endpoint, EndpointClient, RequestFailed
 from infer.endpoint_queue import complete_all
 from models.engine_settings import QuestionSettings
 from models.method_settings import EndpointSettings
-from models.tasks.text import template_pieces
+from models.tasks.templates import template_pieces
 
 
 class EndpointAsker:

@@ -22,7 +22,7 @@ from models.answers import Answers, Cut
 from models.engine_settings import QuestionSettings
 from models.prompt_tokens import PromptEncoder
 from models.prompts import Piece, PromptTemplate, make_template, wants_chat
-from models.tasks.text import template_pieces
+from models.tasks.templates import template_pieces
 
 SIGNS = {"letters": string.ascii_uppercase, "numbers": "123456789"}
 # Texts without content, whose mean answer is the prompt's bias (Zhao et al. 2021, section 5).

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.choices import one_of, within
+from models.tasks.templates import template_fields
 
 PRECISIONS = ("auto", "fp16", "bf16", "fp32")
 ANSWER_FORMS = ("text", "letters", "numbers")
@@ -216,13 +217,7 @@ def _example(given: Any, name: str, wanted: list[str], labels: Mapping[str, list
 
 def row_fields(template: str) -> list[str]:
     """The template's fields that a row fills: all but {options}. Raises ValueError for a template that is none."""
-    return [field for field in _fields(template) if field != OPTIONS]
-
-
-def _fields(template: str) -> tuple[str, ...]:
-    from models.tasks.text import template_fields  # here: it brings pandas, and --help must answer at once
-
-    return template_fields(template)
+    return [field for field in template_fields(template) if field != OPTIONS]
 
 
 def _check_prompt(prompt: str, answers: str, labels: Mapping[str, list[str]]) -> None:
@@ -237,7 +232,7 @@ def _check_prompt(prompt: str, answers: str, labels: Mapping[str, list[str]]) ->
             f"question.prompt={prompt!r} shows the field {{{LABEL}}}: it holds the true label, which is what is asked. "
             "Take it out, or rename the column."
         )
-    _check_options(answers, labels, listed=OPTIONS in _fields(prompt))
+    _check_options(answers, labels, listed=OPTIONS in template_fields(prompt))
 
 
 def _check_options(answers: str, labels: Mapping[str, list[str]], *, listed: bool) -> None:

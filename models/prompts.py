@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.tasks.text import template_pieces
+from models.tasks.templates import template_pieces
 
 
 @dataclass(frozen=True)

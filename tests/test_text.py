@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.tasks.seen import SeenTexts
-from models.tasks.text import RowSource, Survey, TextRow, open_rows, template_fields, template_pieces
+from models.tasks.templates import template_fields, template_pieces
+from models.tasks.text import RowSource, Survey, TextRow, open_rows
 
 LABELS = ("positive", "negative")
 

@@ -1,4 +1,4 @@
-"""The text task: rows of any table with a text column, streamed, and the prompt template whose fields they fill.
+"""The text task: rows of any table with a text column, streamed; their fields fill a prompt template.
 
 Knows columns and labels; no tokenizer, no network.
 """
@@ -6,7 +6,6 @@ Knows columns and labels; no tokenizer, no network.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,51 +21,6 @@ from models.tasks.tables import Table, offer_closest, read_head, require_names, 
 TEXT_FIELD = "text"  # the template's field that stands for the text column, whatever the column is called
 ID_COLUMN, LABEL_COLUMN = "id", "label"  # of the output
 MOST_DAMAGED = 0.01  # of a file's rows: where more are, the file as a whole is in another form than it should be
-
-_BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-
-
-def template_pieces(template: str) -> list[tuple[bool, str]]:
-    """The template in its order: (False, literal text) and (True, name of a field).
-
-        template_pieces("Rate {{0-9}}: {text}")   [(False, "Rate {0-9}: "), (True, "text")]
-
-    A name is all that stands between its braces, so it may hold blanks and dots. Refuses what str.format would take
-    for something else ({}, {0}, {text!r}, {text:>9}), and a brace without its partner.
-    """
-    pieces: list[tuple[bool, str]] = []
-    literal, end = "", 0
-    for found in _BRACES.finditer(template):
-        literal += template[end : found.start()]
-        end = found.end()
-        if found[0] in ("{{", "}}"):
-            literal += found[0][0]
-            continue
-        _check_field(found[0], found[1], found.start())
-        pieces += [(False, literal)] * bool(literal) + [(True, found[1])]
-        literal = ""
-    literal += template[end:]
-    return pieces + [(False, literal)] * bool(literal)
-
-
-def template_fields(template: str) -> tuple[str, ...]:
-    """The names of the template's fields, each once, in the order in which they first stand."""
-    return tuple(dict.fromkeys(text for is_field, text in template_pieces(template) if is_field))
-
-
-def _check_field(written: str, name: str | None, position: int) -> None:
-    where = f"question.prompt has {written!r} at character {position + 1}"
-    if name is None:
-        raise ValueError(f"{where} without its partner. Write {{{{ and }}}} for braces that are text.")
-    if not name.strip():
-        raise ValueError(f"{where}, which names no column. Write its name between the braces, such as {{text}}.")
-    if name.isdigit():
-        raise ValueError(f"{where}: fields have names, not numbers. Write the column's name, such as {{text}}.")
-    if "!" in name or ":" in name:
-        raise ValueError(
-            f"{where}: a text is put in as it is, without a format. Write {{{re.split('[!:]', name)[0]}}}, or rename "
-            "the column if this is its name; double the braces if they are text."
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,14 +289,11 @@ def read_id(cell: Any, place: str, column: str) -> str:
 
 
 def _kept(cell: Any) -> str | None:
-    if cell is None or isinstance(cell, str):
-        return None if cell is None else str(cell)
-    return json.dumps(cell, ensure_ascii=False, default=str)
+    return cell if cell is None or isinstance(cell, str) else json.dumps(cell, ensure_ascii=False, default=str)
 
 
 def _mended(row: TextRow) -> TextRow:
     fields = {name: join_surrogates(text) for name, text in row.fields.items()}
     kept = {name: None if text is None else join_surrogates(text) for name, text in row.kept.items()}
-    if fields == row.fields and kept == row.kept:
-        return row
-    return replace(row, fields=fields, kept=kept, mended=True)
+    as_given = fields == row.fields and kept == row.kept
+    return row if as_given else replace(row, fields=fields, kept=kept, mended=True)
