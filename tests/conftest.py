@@ -159,16 +159,6 @@ def tiny_arguments(folder: Path, encoder: str, *, rows: int = 48) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def fork_server():
-    """A process that has imported everything and forks commands; thirty seconds of imports, once."""
-    from fork_server import Server
-
-    server = Server()
-    yield server
-    server.close()
-
-
 SURVIVED: Counter[str] = Counter()  # faults that a test put in the way of a run, after which nothing was lost
 
 

@@ -16,7 +16,7 @@ from socket import gaierror
 
 import numpy as np
 import pytest
-from fork_server import alone, mount
+from warm_commands import alone, mount
 
 from models.tasks.disk import DiskError
 from models.tasks.files import write_atomically, write_folder_atomically
@@ -26,7 +26,7 @@ FULL_BYTES = 1_000_000  # of the disk, or of what a file may have
 
 
 @pytest.fixture(scope="module", autouse=True)
-def warm() -> None:
+def imported() -> None:
     """Imported once here, not in every child."""
     import pandas
     import pyarrow.parquet

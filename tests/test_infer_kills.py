@@ -12,26 +12,18 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import pair_rows, tiny_run, write_arena_csv
-from infer_forks import Forks
 from text_runs import arguments, reviews
+from warm_commands import WarmCommands
 
 from train.run import run as train
 
 SEED = 7
 STOPPED = {signal.SIGTERM: 143, signal.SIGINT: 130}
 ANSWERS = {"text": ("out.csv", "out.csv.json"), "arena": ("submission.csv", "predictions.csv", "submission.csv.json")}
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    process = Forks()
-    yield process
-    process.close()
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +52,14 @@ def answers(kind: str, out: Path) -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(forks: Forks, commands, tmp_path_factory: pytest.TempPathFactory):
+def unbroken(warm: WarmCommands, commands, tmp_path_factory: pytest.TempPathFactory):
     """{kind: (bytes of its answers, seconds it took)}."""
     found = {}
     for kind, command in commands.items():
         out = tmp_path_factory.mktemp(f"unbroken-{kind}")
         started = time.monotonic()
-        forks.start(command(out), out / "log")
-        assert forks.end() == 0, (out / "log").read_text()
+        pid = warm.start("infer", command(out), out / "log")
+        assert warm.wait(pid) == 0, (out / "log").read_text()
         found[kind] = answers(kind, out), time.monotonic() - started
     return found
 
@@ -75,21 +67,21 @@ def unbroken(forks: Forks, commands, tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.parametrize("kind", ["text", "arena"])
 @pytest.mark.parametrize("moments", [5, pytest.param(25, marks=pytest.mark.nightly)])
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(
-    forks: Forks, commands, unbroken, tmp_path: Path, kind: str, moments: int
+    warm: WarmCommands, commands, unbroken, tmp_path: Path, kind: str, moments: int
 ) -> None:
     expected, seconds = unbroken[kind]
     chance, kills, kept = random.Random(SEED), 0, 0
-    while kills < moments:
+    while kills < moments or (not kept and kills < 5 * moments):
         out = tmp_path / "out"
         out.mkdir()
-        pid = forks.start(commands[kind](out), tmp_path / "log")
+        pid = warm.start("infer", commands[kind](out), tmp_path / "log")
         time.sleep(chance.uniform(0, seconds))
         os.kill(pid, signal.SIGKILL)  # one that has ended waits for its parent: its number is nobody else's
-        if forks.end() == -signal.SIGKILL:
+        if warm.wait(pid) == -signal.SIGKILL:
             kills += 1
             parts = len(list(out.glob("*.parts/part-*")))
-            forks.start(commands[kind](out), out / "log")
-            assert forks.end() == 0, (out / "log").read_text()
+            pid = warm.start("infer", commands[kind](out), out / "log")
+            assert warm.wait(pid) == 0, (out / "log").read_text()
             found = re.search(r"(\d+) rows were there already", (out / "log").read_text())
             assert bool(found) == bool(parts), (found, parts)
             kept += bool(parts)
@@ -103,44 +95,44 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(
 @pytest.mark.parametrize("number", STOPPED)
 @pytest.mark.parametrize("kind", ["text", "arena"])
 def test_a_run_that_is_told_to_stop_says_what_is_kept_and_goes_on(
-    forks: Forks, commands, unbroken, tmp_path: Path, kind: str, number: signal.Signals
+    warm: WarmCommands, commands, unbroken, tmp_path: Path, kind: str, number: signal.Signals
 ) -> None:
     log, parts = tmp_path / "stopped.log", tmp_path / f"{ANSWERS[kind][0]}.parts"
-    pid = forks.start(commands[kind](tmp_path), log)
+    pid = warm.start("infer", commands[kind](tmp_path), log)
     while len(list(parts.glob("part-*"))) < 5:
         time.sleep(0.005)
     os.kill(pid, number)
-    assert forks.end() == STOPPED[number], log.read_text()
+    assert warm.wait(pid) == STOPPED[number], log.read_text()
     there = len(list(parts.glob("part-*")))
     said = log.read_text()
     assert f"Stopped by {number.name}: {there * 8} of " in said and f"kept in {parts}. The same command goes" in said
-    forks.start(commands[kind](tmp_path), tmp_path / "again.log")
-    assert forks.end() == 0, (tmp_path / "again.log").read_text()
+    pid = warm.start("infer", commands[kind](tmp_path), tmp_path / "again.log")
+    assert warm.wait(pid) == 0, (tmp_path / "again.log").read_text()
     assert f"{there * 8} rows were there already" in (tmp_path / "again.log").read_text()
     assert answers(kind, tmp_path) == unbroken[kind][0]
 
 
 def test_texts_that_time_is_too_short_for_are_kept_and_read_by_the_same_command(
-    forks: Forks, commands, unbroken, tmp_path: Path
+    warm: WarmCommands, commands, unbroken, tmp_path: Path
 ) -> None:
     """A table lacks no row: it is written whole, or not yet. The run ends with a sentence and exit code 2."""
     short = [*commands["text"](tmp_path), "time_budget_minutes=0.001"]
-    forks.start(short, tmp_path / "log")
-    assert forks.end() == 2
+    pid = warm.start("infer", short, tmp_path / "log")
+    assert warm.wait(pid) == 2
     said = (tmp_path / "log").read_text()
     assert "time_budget_minutes is spent: 0 of 400 rows are read and kept in" in said
     assert not (tmp_path / "out.csv").exists()
-    forks.start([*commands["text"](tmp_path), "time_budget_minutes=30"], tmp_path / "log")
-    assert forks.end() == 0
+    pid = warm.start("infer", [*commands["text"](tmp_path), "time_budget_minutes=30"], tmp_path / "log")
+    assert warm.wait(pid) == 0
     assert answers("text", tmp_path) == unbroken["text"][0]
 
 
-def test_the_arena_answers_in_time_or_nearly(forks: Forks, commands, unbroken, tmp_path: Path) -> None:
+def test_the_arena_answers_in_time_or_nearly(warm: WarmCommands, commands, unbroken, tmp_path: Path) -> None:
     """The budget covers the reserve and half of the reading: the answer is valid, and there in time."""
     log = tmp_path / "log"
-    forks.start([*commands["arena"](tmp_path), f"time_budget_minutes={6.5 / 60}"], log)
+    pid = warm.start("infer", [*commands["arena"](tmp_path), f"time_budget_minutes={6.5 / 60}"], log)
     started = time.monotonic()
-    assert forks.end() == 0, log.read_text()
+    assert warm.wait(pid) == 0, log.read_text()
     assert time.monotonic() - started < 6.5
     lines = (tmp_path / "submission.csv").read_text().splitlines()
     assert len(lines) == 121 and lines[0] == "id,winner_model_a,winner_model_b,winner_tie"

@@ -1,34 +1,49 @@
-"""`python -m train` and `python -m infer` in children of a process that has imported everything: they start at once.
+"""One process that has imported everything, alone with its mounts, and forks each command: they start at once.
 
-The children are forked, run the real commands from the door on, and may be sent a signal at a given moment. Reads a
-JSON object a line, {"argv": ["train", ...], "log": PATH, "signal": 9, "after_s": 1.5}, and answers each with one:
-{"code": ..., "seconds": ...}. The parent computes nothing, so that it has a single thread and children may be forked.
+    python tests/warm_commands.py        orders as lines of JSON on stdin, an answer to each on stdout
+
+A child is the real command, `python -m train` or `python -m infer`, from the door on. Knows commands, signals, limits
+and tmpfs; nothing of what a command does. The parent computes nothing, so that it has one thread and may be forked.
+The other end is `WarmCommands`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import fcntl
 import importlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+NEWNS, NEWUSER = 0x00020000, 0x10000000  # sched.h
+DETACH = 2  # umount2's
+READ_ONLY, REMOUNT, PRIVATE_ALL = 1, 32, (1 << 14) | (1 << 18)  # sys/mount.h
+SAID_BYTES = 2**20  # what a command under a limit may say; with more it would wait for a reader
+LONGEST_S = 300.0  # of a command, on a busy machine
+HEARD: dict[int, tuple[int, str]] = {}  # process id -> where it speaks, and the file for that
 WARM = (
-    "datasets", "evaluate", "hydra", "matplotlib.pyplot", "peft", "scipy.optimize", "sklearn.ensemble",
-    "sklearn.neural_network", "sklearn.pipeline", "torch", "transformers.trainer", "transformers.models.bert",
-    "transformers.models.bert.modeling_bert", "transformers.models.llama.modeling_llama", "torch._dynamo",
-    "train.run", "train.attempts", "train.loop", "train.finished", "train.encoder_learner", "train.adapter_learner",
-    "train.text_encoder_learner", "train.cli", "infer.cli", "infer.run", "infer.text_run", "infer.report",
+    "datasets", "evaluate", "hydra", "matplotlib.pyplot", "peft", "pyarrow.parquet", "safetensors.torch",
+    "scipy.optimize", "skops.io", "sklearn.ensemble", "sklearn.neural_network", "sklearn.pipeline", "torch",
+    "torch._dynamo", "transformers.trainer", "transformers.models.bert", "transformers.models.bert.modeling_bert",
+    "transformers.models.llama.modeling_llama", "transformers.tokenization_utils_tokenizers", "train.cli", "train.run",
+    "train.attempts", "train.loop", "train.finished", "train.metrics", "train.encoder_learner", "train.adapter_learner",
+    "train.text_encoder_learner", "infer.cli", "infer.run", "infer.arena_passes", "infer.text_run", "infer.encoder",
+    "infer.readers", "infer.report",
 )  # fmt: skip
 
 
 class WarmCommands:
-    """The process, as a test holds it."""
+    """The process, as a test holds it. can_mount: it may mount file systems, which nobody else sees."""
 
     def __init__(self) -> None:
         quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "MKL_CBWR": "AUTO,STRICT"}
@@ -37,84 +52,161 @@ class WarmCommands:
             [sys.executable, __file__], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=os.environ | quiet | places,
         )  # fmt: skip
+        self.can_mount: bool = self._read()["can_mount"]
+
+    def ask(self, do: str, **order: Any) -> Any:
+        assert self.process.stdin is not None
+        print(json.dumps({"do": do, **order}), file=self.process.stdin, flush=True)
+        return self._read()
+
+    def _read(self) -> Any:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+    def start(self, verb: str, arguments: list[str], log: Path, *, file_bytes: int | None = None) -> int:
+        """The process id of `python -m verb arguments`; it is nobody else's before `wait`. log: takes what it says.
+
+        file_bytes: no file may be larger; what is said then comes when the command has ended.
+        """
+        return int(self.ask("start", verb=verb, arguments=arguments, log=str(log), file_bytes=file_bytes))
+
+    def wait(self, pid: int) -> int:
+        """Its exit code, minus the signal where it died of one."""
+        return int(self.ask("wait", pid=pid))
 
     def run(
-        self, *argv: str, log: Path, number: int | None = None, after_s: float = 0.0, until: str | None = None
-    ) -> tuple[int, float]:
-        """(exit code, minus the signal where it died of one; seconds) of a command. log: takes what it says.
+        self, verb: str, *arguments: str, log: Path, number: int | None = None, after_s: float = 0.0,
+        until: str | None = None,
+    ) -> tuple[int, float]:  # fmt: skip
+        """(exit code; seconds) of a command, whose words are added to the log.
 
         number: a signal that is sent after_s seconds after the start, or as soon as a path `until` (a glob) is there.
         """
-        asked = {"argv": argv, "log": str(log), "signal": number, "after_s": after_s, "until": until}
-        assert self.process.stdin is not None and self.process.stdout is not None
-        print(json.dumps(asked), file=self.process.stdin, flush=True)
-        answer = json.loads(self.process.stdout.readline())
-        return answer["code"], answer["seconds"]
+        begun = time.monotonic()
+        pid = self.start(verb, list(arguments), log)
+        if number is not None:
+            ends = time.monotonic() + after_s if until is None else float("inf")
+            while time.monotonic() < ends and not self.ask("ended", pid=pid):
+                if until is not None and any(Path("/").glob(until.lstrip("/"))):
+                    break
+                time.sleep(0.002)
+            os.kill(pid, number)  # one that has ended stays to be waited for
+        return self.wait(pid), time.monotonic() - begun
+
+    def tell(self, verb: str, arguments: list[str], said: Path, *, file_bytes: int | None = None) -> tuple[int, str]:
+        """(exit code, what it said), and the file `said` holds that alone."""
+        said.unlink(missing_ok=True)
+        code = self.wait(self.start(verb, arguments, said, file_bytes=file_bytes))
+        return code, said.read_text(encoding="utf-8", errors="replace")
+
+    def seen(self, path: Path) -> Path:
+        """The path as a test can open it: what is mounted there is the process's alone."""
+        return Path(f"/proc/{self.process.pid}/root{path}")
 
     def close(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.process.wait(30)
 
 
-def main() -> None:
+def serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what an import says is no answer
+    os.dup2(2, 1)  # what a library prints while it is imported is no answer
+    can_mount = alone()
     for name in WARM:
         importlib.import_module(name)
+    print(json.dumps({"can_mount": can_mount}), file=answers, flush=True)
+    orders = {"start": _start, "wait": _wait, "ended": _ended, "mount": mount, "unmount": unmount}
     for line in sys.stdin:
-        print(json.dumps(_answer(json.loads(line))), file=answers, flush=True)
+        order = json.loads(line)
+        print(json.dumps(orders[order.pop("do")](**order)), file=answers, flush=True)  # type: ignore[operator]
+    os._exit(0)  # taking all of it down takes six seconds
 
 
-def _answer(asked: dict[str, Any]) -> dict[str, Any]:
-    started = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        _be(asked["argv"], asked["log"])
-    if asked["signal"] is not None and _wait_for_moment(asked, child):
-        os.kill(child, asked["signal"])
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return {"code": code, "seconds": time.monotonic() - started}
-
-
-def _wait_for_moment(asked: dict[str, Any], child: int) -> bool:
-    """True at the moment of the signal, False where the child ended before; it stays to be waited for."""
-    ends = time.monotonic() + (asked["after_s"] if asked["until"] is None else 120.0)
-    while time.monotonic() < ends:
-        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+def alone() -> bool:
+    """A mount namespace of its own, if the system gives one: what is mounted is gone when the process ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    user, group = os.getuid(), os.getgid()
+    if libc.unshare(NEWNS) != 0:
+        if libc.unshare(NEWNS | NEWUSER) != 0:
             return False
-        if asked["until"] is not None and any(Path("/").glob(asked["until"].lstrip("/"))):
-            return True
-        time.sleep(0.002)
-    return True
+        with contextlib.suppress(OSError):
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+            Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    return bool(libc.mount(b"none", b"/", None, PRIVATE_ALL, None) == 0)
 
 
-def _be(argv: list[str], log: str) -> None:
+def mount(folder: str, size: str, read_only: bool = False, again: bool = False) -> bool:
+    """A tmpfs on the folder; again: its size or its right to be written is changed."""
+    flags = (READ_ONLY if read_only else 0) | (REMOUNT if again else 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    return bool(libc.mount(b"tmpfs", folder.encode(), b"tmpfs", flags, f"size={size}".encode()) == 0)
+
+
+def unmount(folder: str) -> bool:
+    return bool(ctypes.CDLL(None, use_errno=True).umount2(folder.encode(), DETACH) == 0)
+
+
+def _start(verb: str, arguments: list[str], log: str, file_bytes: int | None) -> int:
+    reader, out = -1, -1
+    if file_bytes is None:
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    else:  # the limit is on files, and not on what is said
+        reader, out = os.pipe()
+        fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, SAID_BYTES)
+    pid = os.fork()
+    if pid == 0:
+        _be(verb, arguments, out, file_bytes)
+    os.close(out)
+    if reader >= 0:
+        HEARD[pid] = reader, log
+    return pid
+
+
+def _be(verb: str, arguments: list[str], out: int, file_bytes: int | None) -> None:
     """Become the command; never returns."""
     code = 1
     try:
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out, 1)
         os.dup2(out, 2)
+        if file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, resource.RLIM_INFINITY))
         from infer.stopping import forget
 
-        forget()
-        sys.argv = [f"{argv[0]}/__main__.py", *argv[1:]]
-        importlib.import_module(f"{argv[0]}.cli").main()
+        forget()  # its clock starts now
+        sys.argv = [f"{verb}/__main__.py", *arguments]
+        importlib.import_module(f"{verb}.cli").main()
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
         os._exit(code)
 
 
+def _ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _wait(pid: int) -> int:
+    end = time.monotonic() + LONGEST_S
+    while not _ended(pid):
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
+    if pid in HEARD:
+        reader, log = HEARD.pop(pid)
+        with os.fdopen(reader, "rb") as stream, open(log, "ab") as said:
+            said.write(stream.read())
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 if __name__ == "__main__":
-    main()
+    serve()
