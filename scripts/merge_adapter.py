@@ -174,7 +174,11 @@ def task_of(path: Path, folder: Path, name: str, text_column: str | None, asked:
     return kind(**{one.name: getattr(run, one.name, None) for one in fields(kind)} | told | NOT_OF_THE_ROWS)
 
 
-NOT_OF_THE_ROWS = {"train_csv": None, "target_columns": None}
+NOT_OF_THE_ROWS = {
+    "train_csv": None,
+    "target_columns": None,
+    "on_bad_row": "refuse",
+}  # two readings must see the same rows
 
 
 def say_what_was_trained_on(path: Path | None, rows: Sequence[Any], folders: Sequence[Path]) -> None:

@@ -25,7 +25,7 @@ def run_task(folder: Path) -> Any:
     """The task settings of the run that a checkpoint stands in; None where they are not there or cannot be read."""
     try:
         told = yaml.safe_load((run_folder(folder) / "config.yaml").read_text(encoding="utf-8"))["task"]
-        return TASK_KINDS[told["name"]](**told)
+        return TASK_KINDS[told["name"]](**{"on_bad_row": "refuse", **told})  # runs from before the setting refused
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return None
 

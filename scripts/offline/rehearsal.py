@@ -211,7 +211,8 @@ def check_processes(log: Path, expected: int) -> str:
     counts = [int(count or 1) for _, count in told]
     if counts != [expected]:
         raise ValueError(f"{log.name} tells of shares of {counts} processes, expected one share, of {expected}.")
-    return f"processes: {expected}, started by the notebook's own command; the main one read {told[0][0]} times a row"
+    share = f"the main one's share was {told[0][0]} readings of a row"
+    return f"processes: {expected}, started by the notebook's own command; {share}"
 
 
 def read_everything(everything: list[Row], python: Path, packages: Path, work: Path) -> Iterator[str]:
