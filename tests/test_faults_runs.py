@@ -191,10 +191,13 @@ def when(there: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.002)
 
 
-def test_a_run_folder_that_vanishes_while_it_is_trained(jobs: dict[str, Job], warm: WarmCommands, place: Path) -> None:
+@pytest.mark.parametrize("moment", ["config.yaml", "fold0/attempts/0/checkpoint-*", "fold0/done.json"])
+def test_a_run_folder_that_vanishes_while_it_is_trained(
+    moment: str, jobs: dict[str, Job], warm: WarmCommands, place: Path
+) -> None:
     job, said, run = jobs["train"], place.parent / "said", place / "run"
     pid = warm.start(job.verb, job.command(run), said)
-    when((run / "fold0" / "done.json").is_file)
+    when(lambda: any(run.glob(moment)))
     run.rename(place / "away")
     told = is_a_sentence(warm.wait(pid), said.read_text())
     assert "vanished" in told and str(run) in told

@@ -5,11 +5,12 @@ Knows files and settings, nothing of networks.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,19 @@ def refuse_vanished(folder: Path) -> None:
             f"{folder} has vanished while its run was going: its config.yaml is gone. What was finished went with it. "
             "Put the folder back, or delete what is left of it and start over."
         )
+
+
+@contextlib.contextmanager
+def told_if_vanished(folder: Path) -> Iterator[None]:
+    """Whatever fails in a run folder that is gone is told as that: which of its files is missed first is chance.
+
+    Raises what `refuse_vanished` raises, or else the error as it was.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError):  # safetensors and torch raise the system's errors as their own
+        refuse_vanished(folder)
+        raise
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from train.folds import make_folds, read_folds, write_folds
 from train.learners import prepare
 from train.levers import check_levers
 from train.pace import TimeIsUp
-from train.record import open_run, write_environment
+from train.record import open_run, told_if_vanished, write_environment
 from train.rows import LabelledRows, read_training_rows
 from train.sharding import allow_pascal, check_sharding
 
@@ -61,6 +61,11 @@ def _run(settings: Settings) -> dict | None:
             f"run_dir={folder} is not the same folder on every machine: the first has written config.yaml there, and "
             "another does not see it. Put it on a disk that all share, under the same path."
         )
+    with told_if_vanished(folder):
+        return _train(settings, folder, main)
+
+
+def _train(settings: Settings, folder: Path, main: bool) -> dict | None:
     log = open_log(folder / "train.log", main=main)
     _, precision, device_line = device_and_precision(settings.trainer.precision)
     log.info(f"{settings.name}, seed {settings.seed}, in {folder}: {device_line}, {world_size()} process(es)")
