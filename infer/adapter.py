@@ -16,8 +16,8 @@ import numpy as np
 from infer.adapter_reading import mean_reading, predict_rows, read_active, tempered
 from infer.checkpoints import find_checkpoints, precision_here, run_temperature
 from infer.identity import as_json, differences
-from infer.label_reader import CONTENT_FREE, LabelReader, LabelReading
 from infer.logs import log
+from infer.readers.label import CONTENT_FREE, LabelReader, LabelReading
 from models.adapter_base import AdapterBase, load_base
 from models.adapter_files import ADAPTER_FILES, check_base
 from models.causal import LoadedModel, Source, read_tokenizer

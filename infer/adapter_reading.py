@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from infer.batching import in_batches
-from infer.calibration import floored_softmax
-from infer.label_reader import LabelReader, LabelReading
+from infer.calibration.temperature import floored_softmax
 from infer.predictions import swap_average
 from infer.ranks import over_ranks
+from infer.readers.label import LabelReader, LabelReading
 from models.adapter_base import AdapterBase
 from models.tasks.arena import SWAP, ArenaRow
 

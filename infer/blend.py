@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infer.calibration import crossfit_parts
+from infer.calibration.temperature import crossfit_parts
 from infer.predictions import Predictions, align_like, average
 
 LARGEST_GAP = 1e-5  # nats above the best possible mixture; scores are read to four digits

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from infer.blend import apply, fit_weights
-from infer.calibration import (
+from infer.calibration.temperature import (
     apply_temperature,
     crossfit_temperature,
     read_calibration,

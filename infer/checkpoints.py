@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from infer.calibration import read_calibration
+from infer.calibration.temperature import read_calibration
 from infer.logs import log
 from models.checkpoint import IDENTITY
 from models.fingerprint import fingerprint

@@ -24,7 +24,7 @@ from infer.ranks import RankError, any_of, is_main, wait_for_all, world_size
 from infer.stopping import Stopped, asked_to_stop, finishing_steps, time_left_s
 
 if TYPE_CHECKING:
-    from infer.label_reader import LabelReading
+    from infer.readers.label import LabelReading
 
 P, LOG_P = "p_", "logp_"
 # A chunk that takes longer than this is given up at a signal, where a shorter one is finished: a spot machine or a

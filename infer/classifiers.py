@@ -88,7 +88,7 @@ def load_classifier(
 
         return EncoderClassifier.load(folder, attention=attention)
     if method == "encoder":
-        from infer.trained_text_encoder import TextEncoderClassifier
+        from infer.readers.trained_text_encoder import TextEncoderClassifier
 
         return TextEncoderClassifier.load(folder, attention=attention)
     if method == "adapter":

@@ -17,7 +17,7 @@ from infer.overrides import MULTIRUN_FLAGS
 from models.settings import Settings
 
 if TYPE_CHECKING:
-    from infer.compare_ways import Way
+    from infer.compare.ways import Way
 
 
 def main() -> None:
@@ -27,11 +27,11 @@ def main() -> None:
 
 def _run(settings: Settings) -> None:
     if settings.compare.way is not None:
-        from infer.compare_way import run_way
+        from infer.compare.way import run_way
 
         run_way(settings)
     elif settings.compare.ways is not None:
-        from infer.compare import compare
+        from infer.compare.run import compare
 
         compare(settings, ways_of(settings, sys.argv[1:]))
     else:
@@ -42,7 +42,7 @@ def _run(settings: Settings) -> None:
 
 def ways_of(settings: Settings, arguments: list[str]) -> list[Way]:
     """The ways of a comparison, each composed over its command line. Raises ValueError naming a way that cannot be."""
-    from infer.compare_ways import Way, way_arguments
+    from infer.compare.ways import Way, way_arguments
 
     if MULTIRUN_FLAGS & set(arguments):
         raise ValueError(

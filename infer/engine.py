@@ -24,10 +24,10 @@ import numpy as np
 import torch
 
 from infer.batching import common_prefix, distinct, in_batches, is_out_of_memory
-from infer.decoder_passes import DecoderPass, ForestPass
-from infer.passes import ChainPass, Pass
-from infer.plans import causal_plan, check_causal, positions, start_token, steady_reach, takes_forest
-from infer.tree_log_probs import read_tree
+from infer.forward.decoder_passes import DecoderPass, ForestPass
+from infer.forward.passes import ChainPass, Pass
+from infer.forward.plans import causal_plan, check_causal, positions, start_token, steady_reach, takes_forest
+from infer.forward.tree_log_probs import read_tree
 from models.answer_tree import AnswerTree, Reading
 
 # Tokens of a batch. CPU: past 1,000 the caches are full and memory only grows; GPU: enough to fill one.

@@ -24,9 +24,9 @@ import torch
 
 from infer.batching import common_prefix, distinct, in_batches
 from infer.engine import LEAST_PREFIX, bare_network, in_eval_mode
+from infer.forward.plans import positions, steady_reach
 from infer.growing_rows import GrowingRows, RowsAnew, best_start
 from infer.next_token import model_end_tokens, token_count
-from infer.plans import positions, steady_reach
 from models.answers import end_tokens
 
 # Tokens decoded to look for a stop text, beside one for each of its bytes: a character may be spread over four.

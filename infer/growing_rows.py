@@ -19,8 +19,8 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from infer.batching import is_out_of_memory
-from infer.passes import SharedPrefix
-from infer.plans import PROBE_PREFIX, probe_prompts
+from infer.forward.passes import SharedPrefix
+from infer.forward.plans import PROBE_PREFIX, probe_prompts
 from models.mask_checks import PROBE_LENGTHS, agree, looks_back
 from models.narrow_head import only_rows
 

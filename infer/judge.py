@@ -26,13 +26,13 @@ from infer.chunked import (
     probability_frame,
 )
 from infer.identity import input_identity
-from infer.label_reader import LabelReader, LabelReading
 from infer.logs import log
 from infer.pace import Pace
 from infer.parts import Parts, finished
 from infer.predictions import OTHER_COLUMN, Predictions, swap_average
 from infer.ranks import from_main, is_main, wait_for_all
-from infer.readers import identify, load_label_reader, rotates
+from infer.readers.by_method import identify, load_label_reader, rotates
+from infer.readers.label import LabelReader, LabelReading
 from infer.stopping import time_left_s
 from infer.table_summary import report, summarise, summary_columns
 from models.settings import Settings

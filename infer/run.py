@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from infer.blend_runs import blend_runs
-from infer.calibration import apply_temperature
+from infer.calibration.temperature import apply_temperature
 from infer.checkpoints import find_checkpoints, run_temperature
 from infer.logs import log, open_log
 from infer.predictions import Predictions, join
 from infer.ranks import is_main, wait_for_all
-from infer.readers import reader_kind
+from infer.readers.by_method import reader_kind
 from infer.submission import check_sample, write_submission
 from models.method_settings import ASKED_METHODS
 from models.settings import ArenaTask, Settings, TextTask
@@ -30,7 +30,7 @@ def run(settings: Settings) -> Predictions | Path:
         return blend_runs(settings)
     if isinstance(settings.task, TextTask):
         if settings.runner == "ray":
-            from infer.ray_run import run_on_ray
+            from infer.cluster.run import run_on_ray
 
             return run_on_ray(settings)
         from infer.text_run import run_texts

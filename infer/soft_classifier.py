@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 
-from infer.calibrator import Calibrator, load_calibrator
-from infer.label_reader import LabelReader, LabelReading
+from infer.calibration.calibrator import Calibrator, load_calibrator
 from infer.predictions import Predictions
+from infer.readers.label import LabelReader, LabelReading
 from models.engine_settings import QuestionSettings
 
 NOT_ASKED = ("model", "calibrator", "progress")  # parameters that change nothing in how the question is put
@@ -120,7 +120,7 @@ class SoftClassifier(ClassifierMixin, BaseEstimator):
         return self.read(as_rows(X)).log_probs
 
     def read(self, rows: Sequence[Mapping[str, Any]]) -> LabelReading:
-        """Everything that was read of the rows, see infer.label_reader. Refuses rows that could not be computed."""
+        """Everything that was read of the rows, see infer.readers.label. Refuses rows that could not be computed."""
         reader = self._ready()
         fields = reader.fields
         texts = [_texts(row, fields, number) for number, row in enumerate(rows)]

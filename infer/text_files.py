@@ -14,10 +14,10 @@ import pandas as pd
 
 from infer.chunked import P
 from infer.files import for_spreadsheet, write_frame
-from infer.label_reader import LabelReading
 from infer.logs import log
 from infer.parts import Parts
 from infer.predictions import OTHER_COLUMN
+from infer.readers.label import LabelReading
 from models.tasks.files import write_atomically
 from models.tasks.text import LABEL_COLUMN, RowSource, TextRow
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from infer.calibrator import Calibrator
+from infer.calibration.calibrator import Calibrator
 from infer.chunked import kept_strays, part_schema, probability_columns, probability_frame
 from infer.cutoffs import Cutoff
-from infer.label_reader import LabelReading
-from infer.readers import Reader, load_reader, rotates
+from infer.readers.by_method import Reader, load_reader, rotates
+from infer.readers.label import LabelReading
 from infer.text_files import kept_notes
 from infer.thresholds import Decision
 from models.settings import Settings

@@ -3,7 +3,7 @@
     python -m infer +experiment=reviews_soft task.input_csv=my.csv output=out.parquet
     accelerate launch --num_processes 2 -m infer +experiment=reviews_soft ...
 
-Whatever reads the rows (infer.readers), the columns are the same.
+Whatever reads the rows (infer.readers.by_method), the columns are the same.
 
 Streams: a chunk of rows is in memory at a time (beside 8 bytes a row of ids, and for labelled rows the columns of the
 score). What can be refused is refused before the model is loaded. Knows the order of the work.
@@ -15,9 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from infer.answer_calibration import FEWEST_ROWS
-from infer.answer_notes import report_answers
-from infer.calibrator import Calibrator, load_calibrator
+from infer.calibration.answers import FEWEST_ROWS
+from infer.calibration.calibrator import Calibrator, load_calibrator
 from infer.chunked import P, fill_parts, open_parts, probability_columns
 from infer.cutoffs import Cutoff, holds_cutoff, read_cutoff
 from infer.files import read_json
@@ -25,8 +24,9 @@ from infer.identity import input_identity
 from infer.logs import log, open_log
 from infer.parts import Parts, finished
 from infer.ranks import from_main, is_main, wait_for_all
-from infer.readers import Reader, asked_fields, identify, reader_kind, rotates
-from infer.reasoning_notes import report_reasoning
+from infer.readers.answer_notes import report_answers
+from infer.readers.by_method import Reader, asked_fields, identify, reader_kind, rotates
+from infer.readers.reasoning_notes import report_reasoning
 from infer.table_summary import report, summarise, summary_columns
 from infer.text_files import (
     LABELS_FILE,
@@ -80,7 +80,7 @@ def run_texts(settings: Settings, *, watch: Callable[[Reader], Reader] | None = 
             )
         report(output, source.labels)
         if settings.calibration.fit:
-            from infer.calibrator_run import fit_from_output
+            from infer.calibration.run import fit_from_output
 
             fit_from_output(settings, output, source.labels)
         if settings.report:

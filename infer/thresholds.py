@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infer.calibration import crossfit_parts
+from infer.calibration.temperature import crossfit_parts
 from infer.files import write_json
 from infer.predictions import PROB_FLOOR, Predictions
 from models.tasks.files import read_record, told_of

@@ -19,10 +19,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from infer.endpoint import Endpoint, EndpointClient, EndpointRefused
-from infer.files import write_json
-from infer.judge_report import judge_report, report_text
-from infer.judge_sample import (
+from infer.audit.report import judge_report, report_text
+from infer.audit.sample import (
     SAMPLE_FILE,
     Sample,
     draw_sample,
@@ -31,7 +29,9 @@ from infer.judge_sample import (
     usual_counts,
     write_sample,
 )
-from infer.verdicts import Verdicts, ask_endpoint, meanings_of, read_verdicts, verdict_words
+from infer.audit.verdicts import Verdicts, ask_endpoint, meanings_of, read_verdicts, verdict_words
+from infer.endpoint.client import Endpoint, EndpointClient, EndpointRefused
+from infer.files import write_json
 
 ENDPOINT_FILE = "endpoint.jsonl"
 FAILURES_SHOWN = 5

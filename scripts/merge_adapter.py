@@ -88,7 +88,7 @@ def carry(base: Any, folders: Sequence[Path], *, quantized: bool = False) -> Any
 def read(base: Any, identity: dict[str, Any], rows: Sequence[Any]) -> Any:
     """The reading of the rows by what the base carries now."""
     from infer.adapter_reading import read_active
-    from infer.label_reader import LabelReader
+    from infer.readers.label import LabelReader
     from models.engine_settings import QuestionSettings
 
     reader = LabelReader(base.loaded, QuestionSettings(**identity["question"]), max_tokens=identity["max_tokens"])

@@ -8,10 +8,10 @@ from typing import Any
 
 from text_runs import reviews, settings_of
 
-from infer.part_folder import PartFolder
-from infer.ray_inputs import InputFile, named_files, read_input
-from infer.ray_slices import Slice
-from infer.ray_worker import ReadingJob, SliceReader
+from infer.cluster.inputs import InputFile, named_files, read_input
+from infer.cluster.part_folder import PartFolder
+from infer.cluster.slices import Slice
+from infer.cluster.worker import ReadingJob, SliceReader
 
 
 def table(path: Path, rows: int = 3, **options: Any) -> Path:
@@ -23,7 +23,7 @@ def table(path: Path, rows: int = 3, **options: Any) -> Path:
 
 def job_of(folder: Path, model: str, *overrides: str) -> tuple[ReadingJob, list[InputFile]]:
     """What workers of a run over folder/in are given, and its files; 8 rows a chunk."""
-    from infer.ray_worker import for_file
+    from infer.cluster.worker import for_file
     from infer.text_reading import TextReading
     from infer.text_run import open_source
 

@@ -11,8 +11,8 @@ from conftest import compose, pair_rows
 
 from infer.adapter import AdapterClassifier, load_adapter_reader
 from infer.adapter_reading import mean_reading, tempered
-from infer.label_reader import LabelReading
-from infer.readers import load_label_reader
+from infer.readers.by_method import load_label_reader
+from infer.readers.label import LabelReading
 from models import adapter_base
 from models.tasks.text import TextRow
 from train.fold import FoldData

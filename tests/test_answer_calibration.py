@@ -8,9 +8,9 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infer.answer_calibration import crossfit, fit_calibrator, judge, verdict
-from infer.calibration import hashed_parts
-from infer.calibration_methods import FROM_TRUTH, METHODS
+from infer.calibration.answers import crossfit, fit_calibrator, judge, verdict
+from infer.calibration.methods import FROM_TRUTH, METHODS
+from infer.calibration.temperature import hashed_parts
 
 LABELS = ("good", "bad")
 PRIOR = [0.5, 0.5]

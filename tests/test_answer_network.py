@@ -148,8 +148,8 @@ def test_a_changed_prompt_token_moves_the_loss(tiny_llama) -> None:
 @pytest.mark.parametrize("ended", ["none", "eos"])
 def test_the_network_says_what_the_engine_says(tiny_llama, tiny_tokenizer, ended: str) -> None:
     """The held-out numbers come from the engine: one prompt, one number, whichever of the two is asked."""
-    from infer.label_reader import LabelReader
     from infer.next_token import token_count
+    from infer.readers.label import LabelReader
     from models.causal import LoadedModel
     from models.engine_settings import QuestionSettings
 

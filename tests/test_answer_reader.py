@@ -14,14 +14,14 @@ import pytest
 from conftest import compose
 from endpoint_server import Reply, answer, serving
 
-from infer import endpoint as endpoint_module
-from infer.answer_notes import answer_figures, report_answers
-from infer.answer_prompts import instruction, reply, system_text
-from infer.answer_reader import AnswerReader, LocalWriter, WrittenRow
-from infer.endpoint import EndpointRefused
+from infer.endpoint import client as endpoint_module
+from infer.endpoint.client import EndpointRefused
 from infer.generation import Generator, Written
+from infer.readers.answer import AnswerReader, LocalWriter, WrittenRow
+from infer.readers.answer_notes import answer_figures, report_answers
+from infer.readers.answer_prompts import instruction, reply, system_text
+from infer.readers.written_answers import Spellings, read_written
 from infer.run import run
-from infer.written_answers import Spellings, read_written
 from models.method_settings import WRITTEN_METHODS
 from models.settings import GenerationSettings
 

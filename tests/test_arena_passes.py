@@ -108,7 +108,7 @@ def test_chunks_change_no_number(trained: Path, unbroken: list[bytes], tmp_path:
 
 def test_the_passes_are_what_the_classifiers_say(trained: Path, tmp_path: Path) -> None:
     """The mean of each checkpoint's own predict_proba, which held-out tables come from, with the run's temperature."""
-    from infer.calibration import apply_temperature
+    from infer.calibration.temperature import apply_temperature
     from infer.checkpoints import find_checkpoints, run_temperature
     from infer.classifiers import load_classifier
     from infer.predictions import average

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infer.calibration import (
+from infer.calibration.temperature import (
     apply_temperature,
     crossfit_parts,
     crossfit_temperature,

@@ -10,7 +10,7 @@ from scipy.special import softmax
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from infer.calibration_methods import (
+from infer.calibration.methods import (
     METHODS,
     apply_parameters,
     fit_parameters,

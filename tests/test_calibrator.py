@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infer.answer_calibration import fit_calibrator
-from infer.calibration_methods import METHODS
-from infer.calibrator import Calibrator, load_calibrator, save_calibrator
+from infer.calibration.answers import fit_calibrator
+from infer.calibration.calibrator import Calibrator, load_calibrator, save_calibrator
+from infer.calibration.methods import METHODS
 
 LABELS = ("good", "bad")
 IDENTITY = {"model": "package:tiny/model", "prompt_sha256": "ab12", "spellings": (("Yes", " yes"), ("No",))}

@@ -10,7 +10,7 @@ import pytest
 from text_runs import LABELS, both_files, read, record_of, reviews, settings_of
 from tiny_models import tiny_causal
 
-from infer.calibrator import load_calibrator
+from infer.calibration.calibrator import load_calibrator
 from infer.run import run
 
 

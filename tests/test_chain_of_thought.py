@@ -15,9 +15,9 @@ import pytest
 from conftest import compose
 from text_runs import LABELS, record_of, reviews
 
-from infer.chain_of_thought import ChainReader, load_chain_reader
 from infer.generation import Generator, Written
-from infer.reasoning_notes import last_label, part_at_header, reasoning_figures, reasoning_line
+from infer.readers.chain_of_thought import ChainReader, load_chain_reader
+from infer.readers.reasoning_notes import last_label, part_at_header, reasoning_figures, reasoning_line
 from infer.reference import reference_log_probs
 from infer.run import run
 from models.engine_settings import QuestionSettings
@@ -183,7 +183,7 @@ def test_a_question_that_reasoning_cannot_answer_is_refused(
 
 
 def test_the_reasoning_of_examples_changes_nothing_where_none_is_asked_for(model: Any, tiny_tokenizer: Any) -> None:
-    from infer.label_reader import LabelReader
+    from infer.readers.label import LabelReader
 
     loaded = SimpleNamespace(model=model, tokenizer=tiny_tokenizer, identity={})
     bare = [{key: value for key, value in one.items() if key != "reasoning"} for one in EXAMPLES]

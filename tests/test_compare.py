@@ -13,12 +13,12 @@ from conftest import WORDS, compose
 from hydra import initialize_config_module
 from test_report import page_data
 
-from infer import compare_ways
 from infer.chunked import LOG_P, P
 from infer.cli import ways_of
-from infer.compare import compare
-from infer.compare_rows import draw_rows
-from infer.compare_way import run_way
+from infer.compare import ways as compare_ways
+from infer.compare.rows import draw_rows
+from infer.compare.run import compare
+from infer.compare.way import run_way
 from infer.files import write_json
 from infer.predictions import OTHER_COLUMN
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from test_report import page_data
 
-from infer import compare_figures
 from infer.chunked import LOG_P, P
-from infer.compare_figures import (
+from infer.compare import figures as compare_figures
+from infer.compare.figures import (
     best_answering,
     calibrated,
     calibration_rows,
@@ -24,8 +24,8 @@ from infer.compare_figures import (
     sampled,
     score_way,
 )
-from infer.compare_report import beside, drawn_name, printed, shown, write_comparison_page
-from infer.compare_table import WayTable, read_way_table
+from infer.compare.report import beside, drawn_name, printed, shown, write_comparison_page
+from infer.compare.table import WayTable, read_way_table
 
 LABELS = ("yes", "no")
 COSTS = ("rows_per_s", "fit_seconds", "peak_mib")

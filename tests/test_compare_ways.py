@@ -14,10 +14,10 @@ import pytest
 from conftest import compose
 from test_compare import door, labelled
 
-from infer import compare_ways
 from infer.cli import ways_of
-from infer.compare_rows import draw_rows
-from infer.compare_ways import Way, identity_of, way_arguments
+from infer.compare import ways as compare_ways
+from infer.compare.rows import draw_rows
+from infer.compare.ways import Way, identity_of, way_arguments
 from infer.overrides import as_meant, laid_over, unknown_override
 
 
@@ -153,7 +153,7 @@ def test_a_comparison_that_is_killed_leaves_no_process_behind(tmp_path: Path) ->
     import time
 
     script = (
-        "import os, subprocess, sys, time\nfrom infer.compare_ways import _die_with_parent\n"
+        "import os, subprocess, sys, time\nfrom infer.compare.ways import _die_with_parent\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], preexec_fn=_die_with_parent)\n"
         "print(child.pid, flush=True)\ntime.sleep(60)\n"
     )

@@ -14,7 +14,7 @@ from text_rows import LABELS, skill_rows
 
 from infer import text_classifiers, text_embeddings
 from infer.classifiers import load_classifier, make_classifier, save_classifier
-from infer.embedding_reader import DescriptionReader, descriptions_of
+from infer.readers.embedding import DescriptionReader, descriptions_of
 from infer.run import run
 from infer.text_classifiers import EmbeddingCentroid, tempered, unit
 from infer.text_embeddings import MINILM, Embedding, embed
@@ -33,7 +33,7 @@ def word_vectors(texts: list[str], embedding: Embedding = MINILM) -> np.ndarray:
 @pytest.fixture
 def letters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_classifiers, "embed", word_vectors)
-    monkeypatch.setattr("infer.embedding_reader.embed", word_vectors)
+    monkeypatch.setattr("infer.readers.embedding.embed", word_vectors)
 
 
 def test_class_means_are_the_mean_directions_of_their_rows(letters: None) -> None:

@@ -9,9 +9,9 @@ from email.utils import formatdate
 import pytest
 from endpoint_server import Reply, answer, serving
 
-from infer import endpoint as endpoint_module
-from infer.completions import read_completion
-from infer.endpoint import Endpoint, EndpointClient, EndpointRefused, RequestFailed
+from infer.endpoint import client as endpoint_module
+from infer.endpoint.client import Endpoint, EndpointClient, EndpointRefused, RequestFailed
+from infer.endpoint.completions import read_completion
 
 HI = [{"role": "user", "content": "hi"}]
 SECRET = "sk-verysecret-1234567890"

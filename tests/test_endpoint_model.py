@@ -20,8 +20,8 @@ from conftest import ROOT, compose
 from endpoint_server import Reply, serving
 from endpoint_server_model import ModelReplies
 
-from infer import endpoint as endpoint_module
-from infer.endpoint import EndpointRefused
+from infer.endpoint import client as endpoint_module
+from infer.endpoint.client import EndpointRefused
 from infer.run import run
 
 REVIEWS = ROOT / "data" / "sample" / "reviews" / "reviews.csv"

@@ -8,10 +8,10 @@ import time
 import pytest
 from endpoint_server import Reply, answer, serving
 
-from infer import endpoint as endpoint_module
-from infer.completions import Completion
-from infer.endpoint import Endpoint, EndpointClient, EndpointRefused, RequestFailed
-from infer.endpoint_queue import complete_all
+from infer.endpoint import client as endpoint_module
+from infer.endpoint.client import Endpoint, EndpointClient, EndpointRefused, RequestFailed
+from infer.endpoint.completions import Completion
+from infer.endpoint.queue import complete_all
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch
 from tiny_models import KINDS, tiny_causal, tiny_t5
 
 from infer.engine import Engine
-from infer.passes import ChainPass, SharedPrefix, TreePass
+from infer.forward.passes import ChainPass, SharedPrefix, TreePass
 from infer.reference import reference_ids
 from models.answer_tree import build_tree, distinct_answers
 
@@ -113,7 +113,7 @@ def test_a_model_that_takes_no_mask_or_cache_is_found_out_and_still_read_right()
 
 def test_a_wrong_mask_would_be_seen_by_the_check() -> None:
     """The check must be able to fail: a pass that hides nothing from the nodes is not taken for the right one."""
-    from infer.plans import agree
+    from infer.forward.plans import agree
 
     model, tree = tiny_causal("llama", ROWS), build_tree([(5, 6, 7), (5, 8, 7), (9,)])
     prompts = prompts_of(2)
@@ -272,7 +272,7 @@ def test_a_prompt_that_ends_in_the_last_row_of_the_embedding_or_repeats_one_toke
 
 
 def test_the_check_does_not_run_on_one_token_repeated() -> None:
-    from infer.plans import probe_prompts
+    from infer.forward.plans import probe_prompts
     from models.mask_checks import PROBE_LENGTHS
 
     prompts, answers = probe_prompts(tiny_causal("llama", ROWS), np.full(20, 5), PROBE_LENGTHS)

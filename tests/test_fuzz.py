@@ -21,10 +21,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infer.calibration import read_calibration
-from infer.calibrator import load_calibrator
-from infer.completions import Completion, read_completion
+from infer.calibration.calibrator import load_calibrator
+from infer.calibration.temperature import read_calibration
 from infer.cutoffs import read_cutoff
+from infer.endpoint.completions import Completion, read_completion
 from infer.fitted_files import read_settings
 from infer.predictions import Predictions
 from infer.thresholds import read_decision

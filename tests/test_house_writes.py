@@ -22,13 +22,13 @@ WORK = "works in a temporary folder of the benchmark"
 BUNDLE = "fills the bundle's folder, which kaggle_bundle puts in place, or a temporary one for its rehearsal"
 ALLOWED = {
     "infer/locks.py:hold": "a lock file holds nothing",
-    "infer/compare_ways.py:_run": "a log grows line by line",
-    "infer/verdicts.py:ask_endpoint": "answers are added one by one; a line that was cut off is left out when read",
-    "infer/part_folder.py:in_hand": "a mark of who is at work; half of one counts for none",
+    "infer/compare/ways.py:_run": "a log grows line by line",
+    "infer/audit/verdicts.py:ask_endpoint": "answers are added one by one; a cut-off line is left out when read",
+    "infer/cluster/part_folder.py:in_hand": "a mark of who is at work; half of one counts for none",
     "infer/parts.py:_write_parquet": "writes the temporary file that merge() hands it",
     "infer/parts.py:_write_csv": "writes the temporary file that merge() hands it",
     "infer/encoder.py:save": CHECKPOINT,
-    "infer/trained_text_encoder.py:save": CHECKPOINT,
+    "infer/readers/trained_text_encoder.py:save": CHECKPOINT,
     "models/text_encoder.py:save_text_network": CHECKPOINT,
     "models/encoder_adapters.py:save_encoder": CHECKPOINT,
     "models/adapter_files.py:save_adapter": CHECKPOINT,

@@ -154,7 +154,7 @@ def test_options_in_the_prompt_are_rotated_and_turn_with_the_answers(
 def test_rows_that_cannot_be_computed_make_no_submission(
     tmp_path: Path, rows: list[ArenaRow], tiny_language_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from infer.tree_log_probs import read_tree
+    from infer.forward.tree_log_probs import read_tree
 
     def broken(logits, *arguments, **settings):
         logits[len(logits) // 2 :] = float("nan")

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from infer.audit.report import judge_report, report_text
+from infer.audit.sample import DrawnRow, Sample
 from infer.intervals import wilson_interval
-from infer.judge_report import judge_report, report_text
-from infer.judge_sample import DrawnRow, Sample
 
 
 def sample_of(drawn: dict[str, int], population: dict[str, int], labels=("Hard", "Soft", "Unknown")) -> Sample:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from infer.judge_sample import (
+from infer.audit.sample import (
     SAMPLE_FILE,
     Sample,
     draw_sample,

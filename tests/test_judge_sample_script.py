@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 from endpoint_server import Reply, answer, serving
 
-from infer import endpoint as endpoint_module
+from infer.endpoint import client as endpoint_module
 
 sys.path.append(str(ROOT / "scripts"))
 judge_sample = importlib.import_module("judge_sample")

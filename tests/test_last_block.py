@@ -8,11 +8,11 @@ import torch
 from tiny_models import KINDS, tiny_causal
 from torch import nn
 
-from infer import last_block
 from infer.engine import Engine
-from infer.last_block import LastBlock, only_read
-from infer.last_block_search import find_last_block
-from infer.plans import causal_plan
+from infer.forward import last_block
+from infer.forward.last_block import LastBlock, only_read
+from infer.forward.last_block_search import find_last_block
+from infer.forward.plans import causal_plan
 from infer.reference import reference_ids
 from models.answer_tree import build_tree
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from conftest import SHARED, compose
 
-from infer.chain_of_thought import ChainReader
-from infer.label_reader import LabelReader
+from infer.readers.chain_of_thought import ChainReader
+from infer.readers.label import LabelReader
 from infer.reference import reference_log_probs
 
 PATTERN = (

@@ -17,7 +17,7 @@ from test_adapter_runs import finish, skills, taught, text_data
 from infer.adapter import AdapterClassifier
 from infer.metrics import score
 from infer.predictions import Predictions
-from infer.readers import load_label_reader
+from infer.readers.by_method import load_label_reader
 from models import adapter_base
 from train.folds import write_folds
 

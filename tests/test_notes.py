@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from infer.answer_notes import note, report_answers
-from infer.reasoning_notes import report_reasoning
+from infer.readers.answer_notes import note, report_answers
+from infer.readers.reasoning_notes import report_reasoning
 
 ROWS = 100
 

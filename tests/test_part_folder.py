@@ -10,9 +10,9 @@ import pytest
 from ray_jobs import job_of, receipts, table
 from text_runs import reviews
 
-from infer.part_folder import OpenFolder
-from infer.ray_inputs import named_files, read_input
-from infer.ray_slices import Slice
+from infer.cluster.inputs import named_files, read_input
+from infer.cluster.part_folder import OpenFolder
+from infer.cluster.slices import Slice
 from infer.text_run import reading_identity
 
 
@@ -75,7 +75,7 @@ def test_inputs_of_one_name_in_many_folders_have_parts_of_their_own(
         assert folder.done() == {name: {0, 1} for name in names}
         ids = pd.concat(folder.frames(sorted(folder.folder.glob("part-*")), ["id"]))["id"]
     assert len(ids) == ids.nunique() == 32
-    monkeypatch.setattr("infer.part_folder.DIGEST_DIGITS", 8)
+    monkeypatch.setattr("infer.cluster.part_folder.DIGEST_DIGITS", 8)
     with pytest.raises(ValueError, match=r"139274/part-00000\.parquet and .*8561/part-00000\.parquet, whose parts"):
         OpenFolder(job.parts, identity, files)
 

@@ -10,8 +10,8 @@ from tiny_models import KINDS, tiny_causal
 from torch.nn.functional import scaled_dot_product_attention
 
 from infer.engine import Engine
-from infer.plans import causal_plan
-from infer.prefix_attention import _attention, attending_apart
+from infer.forward.plans import causal_plan
+from infer.forward.prefix_attention import _attention, attending_apart
 from models.answer_tree import build_tree
 
 

@@ -11,9 +11,9 @@ import pytest
 from ray_jobs import job_of, receipts, table
 from text_runs import reviews
 
-from infer.part_folder import OpenFolder
-from infer.ray_run import _one_shape, _refuse_repeated_ids, run_on_ray
-from infer.ray_slices import Slice, slices_to_read
+from infer.cluster.part_folder import OpenFolder
+from infer.cluster.run import _one_shape, _refuse_repeated_ids, run_on_ray
+from infer.cluster.slices import Slice, slices_to_read
 from infer.text_reading import TextReading
 from infer.text_run import reading_identity
 
@@ -57,8 +57,8 @@ def test_rows_that_the_file_has_broken_cost_themselves(
     path.write_text("\n".join(lines) + "\n")
     job, files = job_of(tmp_path, tiny_language_model)
     read = [Slice(files[0], 0, None, share, 2) for share in range(2)]
-    monkeypatch.setattr("infer.ray_run._read_all", lambda *_: {"read": len(receipts(job, read))})
-    monkeypatch.setattr("infer.ray_run.require_ray", lambda: None)
+    monkeypatch.setattr("infer.cluster.run._read_all", lambda *_: {"read": len(receipts(job, read))})
+    monkeypatch.setattr("infer.cluster.run.require_ray", lambda: None)
     out = run_on_ray(job.settings)
     rows = pd.read_parquet(out)
     assert sorted(rows["id"]) == sorted(f"r{at}" for at in range(400) if at != 19)
@@ -84,8 +84,8 @@ def test_a_file_of_which_much_is_damaged_is_refused_as_a_whole(
     path = table(tmp_path / "in" / "a.csv", 24)
     lines = path.read_text().splitlines()
     path.write_text("\n".join([line + "," * (9 <= at <= 16) for at, line in enumerate(lines)]) + "\n")
-    monkeypatch.setattr("infer.ray_pool.worker_pool", None)
-    monkeypatch.setattr("infer.ray_run.require_ray", lambda: None)
+    monkeypatch.setattr("infer.cluster.pool.worker_pool", None)
+    monkeypatch.setattr("infer.cluster.run.require_ray", lambda: None)
     for ids in ("id", "null"):
         job, files = job_of(tmp_path, tiny_language_model, f"task.id_column={ids}")
         if ids == "null":  # nobody has read the file before the workers do

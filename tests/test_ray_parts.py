@@ -17,11 +17,11 @@ from text_runs import reviews, settings_of
 
 from infer import stopping
 from infer.chunked import OutOfTime
-from infer.part_folder import OpenFolder
-from infer.ray_inputs import InputFile, named_files
-from infer.ray_pool import _within_the_time, fitting_pool, require_ray
-from infer.ray_run import run_on_ray
-from infer.ray_slices import Slice, slices_to_read
+from infer.cluster.inputs import InputFile, named_files
+from infer.cluster.part_folder import OpenFolder
+from infer.cluster.pool import _within_the_time, fitting_pool, require_ray
+from infer.cluster.run import run_on_ray
+from infer.cluster.slices import Slice, slices_to_read
 from infer.stopping import forget, set_time_budget
 from infer.text_run import reading_identity
 
@@ -135,8 +135,8 @@ def test_tasks_that_need_one_machine_are_refused(experiment: str, said: str) -> 
 def test_what_heads_and_ids_tell_is_refused_before_ray_starts(
     tmp_path: Path, tiny_language_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infer.ray_pool.worker_pool", None)
-    monkeypatch.setattr("infer.ray_run.require_ray", lambda: None)
+    monkeypatch.setattr("infer.cluster.pool.worker_pool", None)
+    monkeypatch.setattr("infer.cluster.run.require_ray", lambda: None)
 
     def refused(said: str, *overrides: str) -> None:
         given = ["runner=ray", f"input={tmp_path / 'in'}", *overrides]
@@ -174,7 +174,7 @@ def test_a_missing_ray_is_answered_with_the_line_that_installs_it(monkeypatch: p
 
 
 def test_the_end_of_the_time_is_raised_until_it_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infer.ray_pool.AGAIN_S", 0.2)
+    monkeypatch.setattr("infer.cluster.pool.AGAIN_S", 0.2)
     set_time_budget(0.2 / 60 + (time.monotonic() - stopping._started) / 60)
     swallowed = 0
     try:

@@ -14,8 +14,8 @@ from text_rows import LABELS, skill_rows
 
 from infer.classifiers import make_classifier, save_classifier
 from infer.files import write_json
-from infer.label_reader import LabelReading
-from infer.readers import identify, reader_kind
+from infer.readers.by_method import identify, reader_kind
+from infer.readers.label import LabelReading
 from infer.run import run
 from infer.thresholds import Decision, write_decision
 from models.settings import MethodSettings
@@ -101,7 +101,7 @@ def test_an_adapter_is_used_as_soon_as_a_fold_is_finished(tmp_path: Path) -> Non
 
 
 def test_fitted_classifiers_read_a_table_by_their_mean_and_temperature(tmp_path: Path) -> None:
-    from infer.calibration import floored_softmax
+    from infer.calibration.temperature import floored_softmax
 
     written = write_skills(tmp_path)
     classifiers = trained_run(tmp_path, temperature=2.0)

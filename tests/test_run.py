@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, compose, pair_rows, tiny_run, write_arena_csv
 
-from infer.calibration import apply_temperature
+from infer.calibration.temperature import apply_temperature
 from infer.predictions import Predictions
 from infer.run import run as predict
 from train.run import run as train

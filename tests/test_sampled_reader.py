@@ -14,9 +14,9 @@ import pytest
 from conftest import compose
 
 from infer.generation import Generator
-from infer.label_reader import LabelReader
+from infer.readers.label import LabelReader
+from infer.readers.sampled import SampledReader
 from infer.run import run
-from infer.sampled_reader import SampledReader
 from models.method_settings import GenerationSettings
 from models.settings import QuestionSettings
 

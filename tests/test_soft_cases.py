@@ -15,8 +15,8 @@ from conftest import SHARED
 from tiny_models import make_tokenizer, tiny_causal, tiny_t5
 
 from infer.engine import Engine
-from infer.label_reader import LabelReader
 from infer.next_token import answer_log_probs, token_count
+from infer.readers.label import LabelReader
 from infer.reference import reference_ids, reference_log_probs
 from infer.soft_classifier import SoftClassifier
 from models.answers import Answers
@@ -453,7 +453,7 @@ def list_of_letters(count: int) -> list[str]:
 
 
 def test_28_calibration_on_few_rows_or_one_class_is_refused_or_stays_finite() -> None:
-    from infer.answer_calibration import fit_calibrator
+    from infer.calibration.answers import fit_calibrator
 
     random = np.random.default_rng(0)
     settings = {"labels": ("a", "b"), "identity": {"model": "m"}}
@@ -470,7 +470,7 @@ def test_28_calibration_on_few_rows_or_one_class_is_refused_or_stays_finite() ->
 
 
 def test_29_batch_calibration_needs_a_batch_and_keeps_its_mean() -> None:
-    from infer.answer_calibration import fit_calibrator
+    from infer.calibration.answers import fit_calibrator
 
     random = np.random.default_rng(0)
     settings = {"labels": ("a", "b"), "identity": {}}

@@ -297,7 +297,7 @@ def test_a_question_without_sense_is_refused_before_anything_is_read(
 
 
 def test_a_row_that_cannot_be_computed_is_refused(clf: SoftClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    from infer.tree_log_probs import read_tree
+    from infer.forward.tree_log_probs import read_tree
 
     def broken(logits, *arguments, **settings):
         logits[0] = float("nan")  # the longest row of a batch

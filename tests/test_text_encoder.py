@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from conftest import compose
 
+from infer.readers.text_encoder import TextEncoderReader, owners_of
 from infer.run import run
-from infer.text_encoder import TextEncoderReader, owners_of
 from models.reader import load_tokenizer
 from models.text_encoder import TextEncoding, load_text_network, longest_text
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import compose
 
-from infer.calibration import read_calibration
+from infer.calibration.temperature import read_calibration
 from infer.classifiers import load_classifier
 from infer.predictions import Predictions
 from infer.run import run as infer

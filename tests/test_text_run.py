@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from text_runs import COLUMNS, LABELS, NUMBERS, read, record_of, reviews, settings_of
 
+from infer.forward.tree_log_probs import read_tree
 from infer.predictions import Predictions
 from infer.run import run
-from infer.tree_log_probs import read_tree
 
 
 def test_labelled_rows_come_out_with_their_probabilities_and_a_score(
@@ -262,7 +262,7 @@ def test_a_gzipped_output_is_whole(tmp_path: Path, tiny_language_model: str) -> 
 @pytest.fixture
 def long_rows_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model's numbers of every prompt over 60 tokens are no numbers."""
-    from infer.passes import ChainPass
+    from infer.forward.passes import ChainPass
 
     logits = ChainPass.logits
 

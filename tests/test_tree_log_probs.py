@@ -1,4 +1,4 @@
-"""infer.tree_log_probs: a float64 softmax by hand gives the same edges, masses and strays, however rows are split."""
+"""forward.tree_log_probs: a float64 softmax by hand gives the same edges, masses and strays, however rows are split."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from infer.tree_log_probs import read_tree
+from infer.forward.tree_log_probs import read_tree
 from models.answer_tree import build_tree
 
 VOCABULARY, ROWS = 12, 15  # three rows of the head are no tokens
@@ -27,7 +27,7 @@ def by_hand(logits: torch.Tensor) -> np.ndarray:
 def test_edges_and_masses_are_those_of_a_softmax_over_the_tokens(
     work_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infer.tree_log_probs.WORK_BYTES", {"cpu": work_bytes})
+    monkeypatch.setattr("infer.forward.tree_log_probs.WORK_BYTES", {"cpu": work_bytes})
     logits = logits_of(7)
     found, log_probs = read_tree(logits, TREE, vocab_size=VOCABULARY), by_hand(logits)
     assert found.edges.shape == (7, len(TREE.edge_ids)) and found.edges.dtype == np.float32

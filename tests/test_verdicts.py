@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from endpoint_server import Reply, Server, answer, serving
 
-from infer import endpoint as endpoint_module
-from infer.endpoint import Endpoint, EndpointClient, EndpointRefused
-from infer.judge_sample import SAMPLE_FILE, DrawnRow, Sample, write_sample
-from infer.verdicts import ask_endpoint, meanings_of, question, read_answer, read_verdicts
+from infer.audit.sample import SAMPLE_FILE, DrawnRow, Sample, write_sample
+from infer.audit.verdicts import ask_endpoint, meanings_of, question, read_answer, read_verdicts
+from infer.endpoint import client as endpoint_module
+from infer.endpoint.client import Endpoint, EndpointClient, EndpointRefused
 
 SECRET = "sk-verysecret-1234567890"
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infer.written_answers import Spellings, Unparsable, read_distribution, read_label, read_score, read_written
+from infer.readers.written_answers import Spellings, Unparsable, read_distribution, read_label, read_score, read_written
 from models.method_settings import WRITTEN_METHODS
 
 LABELS = {"positive": [" positive", " good"], "negative": [" negative"], "not sure": ["not sure"]}

@@ -16,8 +16,8 @@ import numpy as np
 
 from infer.adapter_reading import fields_of, padded, predict_rows, read_active, sequence_prompts
 from infer.identity import as_json
-from infer.label_reader import LabelReader, LabelReading
 from infer.next_token import token_count
+from infer.readers.label import LabelReader, LabelReading
 from models.adapter_base import AdapterBase, load_base
 from models.adapter_files import base_identity, save_adapter
 from models.adapters import checkpoint_activations, trained_line

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from infer.readers import asked_fields
+from infer.readers.by_method import asked_fields
 from models.settings import Settings
 from models.tasks.arena import LABELS, SWAP, ArenaRow, read_rows
 from models.tasks.bad_rows import write_bad_rows

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from infer.calibration import apply_temperature, settle_temperature, write_calibration
+from infer.calibration.temperature import apply_temperature, settle_temperature, write_calibration
 from infer.files import write_json
 from infer.locks import hold
 from infer.logs import open_log

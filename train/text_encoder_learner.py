@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infer.text_encoder import TextEncoderReader
-from infer.trained_text_encoder import TextEncoderClassifier
+from infer.readers.text_encoder import TextEncoderReader
+from infer.readers.trained_text_encoder import TextEncoderClassifier
 from models.encoder import check_budget
 from models.names import resolve_model
 from models.prompt_tokens import Encoded

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from infer.calibration import crossfit_temperature
-from infer.calibration_methods import log_shares
+from infer.calibration.methods import log_shares
+from infer.calibration.temperature import crossfit_temperature
 from infer.chunked import LOG_P, P
 from infer.files import read_frame, read_json
 from infer.predictions import OTHER_COLUMN, Predictions

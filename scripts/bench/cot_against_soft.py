@@ -107,9 +107,9 @@ def table(lines: Sequence[Line]) -> list[str]:
 
 def compare(options: argparse.Namespace) -> tuple[list[Line], dict[str, Any]]:
     """(a line per way, the reasoning's figures and how often both ways agree)."""
-    from infer.chain_of_thought import ChainReader
-    from infer.label_reader import LabelReader
-    from infer.reasoning_notes import reasoning_figures
+    from infer.readers.chain_of_thought import ChainReader
+    from infer.readers.label import LabelReader
+    from infer.readers.reasoning_notes import reasoning_figures
     from models.causal import load_language_model
 
     soft, chained = settings_of(options, options.soft), settings_of(options, options.chain)
@@ -157,7 +157,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    from infer.reasoning_notes import reasoning_line
+    from infer.readers.reasoning_notes import reasoning_line
     from models.tasks.files import write_atomically
 
     options = parse()

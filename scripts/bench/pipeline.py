@@ -25,7 +25,7 @@ from batches import Job, clock, make_network, train_epoch, write_json
 from soft_classification import commit
 from soft_worker import hardware
 
-from infer.calibration import settle_temperature
+from infer.calibration.temperature import settle_temperature
 from infer.encoder import EncoderClassifier, build_model
 from infer.metrics import score
 from infer.predictions import Predictions
