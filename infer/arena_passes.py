@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from infer.adapter_reading import refuse_unread
+from infer.arena_answer import BAD_ROWS, ORDERS, PREDICTIONS, SUBMISSION
 from infer.checkpoints import checkpoint_identity
 from infer.chunked import OutOfTime, P, fill_parts, open_parts
 from infer.identity import input_identity
@@ -38,11 +39,10 @@ from models.settings import Settings, flatten
 from models.tasks.arena import LABELS, ArenaRow
 from models.tasks.files import read_record
 
-ORDERS = ("as given", "answers exchanged")
 COLUMNS = (*(P + label for label in LABELS), OTHER_COLUMN)
 # Kept back of the time budget to join the parts and to write and check the answer.
 RESERVE_S, RESERVE_S_PER_ROW, RESERVE_S_PER_PART = 5.0, 2e-4, 5e-3
-OTHERS = ("predictions.csv", "bad_test_rows.csv", "tokens-*.bin")  # written beside the submission
+OTHERS = (PREDICTIONS, BAD_ROWS, "tokens-*.bin")  # written beside the submission
 FORECAST_AFTER = 3  # chunks: the first warms up
 TRIES = 3  # of reading parts again that were damaged after they were written
 # What the numbers of a part depend on beside the rows and the checkpoints.
@@ -77,7 +77,7 @@ class ArenaPasses:
         self.out = out
         orders = [orders_of(checkpoint) for checkpoint in self.checkpoints]
         self.passes = [Pass(at, order) for at, count in enumerate(orders) for order in range(count)]
-        self.output = out / "submission.csv"
+        self.output = out / SUBMISSION
         self.pace = Pace()
         self._chunks_read = 0
 
@@ -170,17 +170,13 @@ class ArenaPasses:
         with np.errstate(invalid="ignore"):
             return total / count
 
-    def record(self, found: np.ndarray) -> dict[str, Any]:
+    def passes_read(self, found: np.ndarray) -> list[dict[str, Any]]:
         """What was read of what, for the file beside the submission."""
-        read = ~np.isnan(found[:, :, 0])
-        return {
-            "rows": len(self.rows),
-            "rows_not_read": int((~read.any(axis=0)).sum()),
-            "passes": [
-                {"checkpoint": str(self.checkpoints[one.checkpoint]), "order": ORDERS[one.order], "rows": int(n)}
-                for one, n in zip(self.passes, read.sum(axis=1), strict=True)
-            ],
-        }
+        counts = (~np.isnan(found[:, :, 0])).sum(axis=1)
+        return [
+            {"checkpoint": str(self.checkpoints[one.checkpoint]), "order": ORDERS[one.order], "rows": int(count)}
+            for one, count in zip(self.passes, counts, strict=True)
+        ]
 
     def say_left_out(self, found: np.ndarray) -> None:
         """What the time did not reach, in the log, with what it would have taken."""

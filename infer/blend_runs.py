@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from infer.arena_answer import deliver
 from infer.blend import apply, fit_weights
 from infer.calibration.temperature import (
     apply_temperature,
@@ -27,8 +28,6 @@ def blend_runs(settings: Settings) -> Predictions:
 
     Raises ValueError for fewer than two runs, runs that are not finished, and runs with other rows or folds.
     """
-    from infer.run import deliver
-
     runs = settings.blend.runs
     if len(runs) < 2:
         raise ValueError(

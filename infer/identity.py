@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from infer.files import write_json
+
 NAMED_DIFFERENCES = 4
 VALUE_CHARACTERS = 40
 
@@ -25,6 +27,12 @@ def identity_in(path: Path) -> dict[str, Any] | None:
         return None
     found = content.get("identity") if isinstance(content, dict) else None
     return found if isinstance(found, dict) else None
+
+
+def write_record(path: Path, identity: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Writes how an output was made: what it depends on, for `identity_in`, and what else is to be known of it."""
+    assert "identity" not in values, values["identity"]
+    write_json(path, {"identity": as_json(identity), **values})
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

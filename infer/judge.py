@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from infer.arena_answer import BAD_ROWS, ORDERS, PREDICTIONS, SUBMISSION, ArenaReading
 from infer.chunked import (
     OutOfTime,
     P,
@@ -40,10 +41,11 @@ from models.tasks.arena import LABELS, SWAP, ArenaRow, text_bytes
 
 TURN_BREAK = "\n\n"
 DISAGREEMENT = "swap_gap"  # L1 distance between the two orders, 0 to 2
+OTHERS = (SUBMISSION, f"{SUBMISSION}.json", PREDICTIONS, BAD_ROWS)  # written beside the judge's table
 RESERVE_S = 10.0  # of the time budget: to join the parts, and to write and check the answer
 
 
-def judge(rows: Sequence[ArenaRow], settings: Settings, out: Path) -> Predictions:
+def judge(rows: Sequence[ArenaRow], settings: Settings, out: Path) -> ArenaReading:
     """The probability of each outcome for every row; the mean of both orders of the answers.
 
     Writes out/judge.parquet with the raw log-probabilities of the order as given and how far the orders disagree. Where
@@ -70,12 +72,18 @@ def judge(rows: Sequence[ArenaRow], settings: Settings, out: Path) -> Prediction
     table = pd.read_parquet(output) if unfinished is None else unfinished
     if DISAGREEMENT in table:
         log.info(f"the two orders of a row disagree by {table[DISAGREEMENT].mean():.3f} (L1, 0 to 2) on average")
-    return Predictions(
+    predictions = Predictions(
         ids=table["id"].to_numpy(dtype=object),
         labels=LABELS,
         probs=table[[P + label for label in LABELS]].to_numpy(),
         other=table[OTHER_COLUMN].to_numpy(),
     )
+    counts = [len(table), *([int(table[DISAGREEMENT].notna().sum())] if DISAGREEMENT in table else [])]
+    passes = [
+        {"model": settings.model.name, "order": order, "rows": count}
+        for order, count in zip(ORDERS, counts, strict=False)
+    ]
+    return ArenaReading(predictions, identity, passes)
 
 
 def row_fields(row: ArenaRow, *, swapped: bool) -> dict[str, str]:
@@ -138,7 +146,7 @@ def _read_all(
     size = settings.engine.chunk_rows
     chunks = [(number, rows[start : start + size]) for number, start in enumerate(range(0, len(rows), size))]
     pace = Pace()
-    with open_parts(output, identity, part_schema(["id"], columns)) as parts:
+    with open_parts(output, identity, part_schema(["id"], columns), others=OTHERS) as parts:
         left = float(sum(text_bytes(row) for number, chunk in chunks if parts.todo(number) for row in chunk))
         judging = _Judging(both, left, pace)
         load: Any = functools.cache(lambda _: load_label_reader(settings))

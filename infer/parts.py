@@ -24,8 +24,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pandas as pd
 
-from infer.files import UTF8_MARK, csv_bytes, for_spreadsheet, table_kind, write_json
-from infer.identity import as_json, differences, identity_in
+from infer.files import UTF8_MARK, csv_bytes, for_spreadsheet, table_kind
+from infer.identity import as_json, differences, identity_in, write_record
 from infer.locks import hold
 from infer.logs import log
 from infer.part_files import is_whole, part_frame, read_extras, read_part, whole_part, write_part
@@ -140,7 +140,6 @@ class Parts:
         A kill in between leaves parts from which the next run does it again. Main process only.
         """
         assert self._lock is not None, "only the process that holds the lock may merge"
-        assert "identity" not in record, record["identity"]
         self.refuse_missing(count)
         tables = (read_part(self._path(number)) for number in range(count))
         with write_atomically(self.output) as temporary:
@@ -148,17 +147,13 @@ class Parts:
                 _write_parquet(temporary, tables, self.schema)
             else:
                 _write_csv(temporary, tables, self.schema, spreadsheet=bool(self.identity.get("spreadsheet")))
-        self.finish(record)
+        write_record(_beside(self.output, ".json"), self.identity, record)
+        self.finish()
 
-    def finish(self, record: Mapping[str, Any]) -> None:
-        """Writes the record of an output that is in its place, and removes the parts. Main process only."""
-        self.record(record)
+    def finish(self) -> None:
+        """Removes the parts of an output that is in its place, its record too. Main process only."""
         _remove(self.folder)  # with the lock held: the next run that holds one finds no part that goes under its hands
         self.close()
-
-    def record(self, record: Mapping[str, Any]) -> None:
-        """Writes the record beside the output; the parts stay."""
-        write_json(_beside(self.output, ".json"), {"identity": self.identity, **record})
 
     def _open(self) -> None:
         try:
@@ -227,7 +222,7 @@ class Parts:
                     f"{differences(found or {}, self.identity)}. Run that one again to finish it, delete the folder, "
                     "or name another output."
                 )
-            write_json(path, {"identity": self.identity})  # without parts it is a run that was refused: nothing is lost
+            write_record(path, self.identity, {})  # without parts it is a run that was refused: nothing is lost
         own = (escape(self.output.name), escape(_beside(self.output, ".json").name))
         for name in (*own, *self.others):  # what a kill while writing left behind
             for leftover in self.output.parent.glob(f".tmp-{'?' * 32}-{name}"):

@@ -28,7 +28,8 @@ def check_labels(labels: tuple[str, ...]) -> None:
 def check_shapes(table: Predictions) -> None:
     """One entry for each id, in every column that is there."""
     rows = len(table.ids)
-    expected = {"ids": (rows,), "probs": (rows, len(table.labels)), "other": (rows,), "truth": (rows,), "fold": (rows,)}
+    expected = {"ids": (rows,), "probs": (rows, len(table.labels))}
+    expected |= dict.fromkeys(("other", "truth", "fold", "filled"), (rows,))
     for name, shape in expected.items():
         column = getattr(table, name)
         if column is not None and column.shape != shape:

@@ -18,6 +18,7 @@ from models.tasks.files import told_of
 # Where a logarithm is taken, no probability counts as less: float32's resolution beside a 1 in the same row.
 PROB_FLOOR = 1e-7
 OTHER_COLUMN = "p_other"
+_DTYPES = {"ids": object, "probs": np.float32, "other": np.float32, "truth": object, "filled": object}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,7 @@ class Predictions:
     ids: (N,) text as written in the data file, each once. labels: L >= 2 names in column order.
     probs: (N, L) float32, rows sum to one over the label set. other: (N,) float32, the mass a language model gave
     to anything else, zeros for encoders. truth: (N,) label name, None where unknown. fold: (N,) int where held out.
+    filled: (N,) why a row has the mean of the others and no answer of its own, None where it has one; None: all have.
     """
 
     ids: np.ndarray
@@ -35,11 +37,12 @@ class Predictions:
     other: np.ndarray
     truth: np.ndarray | None = None
     fold: np.ndarray | None = None
+    filled: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         store = object.__setattr__  # the class is frozen; this is where its arrays take their dtype
         store(self, "labels", tuple(self.labels))
-        for name, dtype in (("ids", object), ("probs", np.float32), ("other", np.float32), ("truth", object)):
+        for name, dtype in _DTYPES.items():
             if getattr(self, name) is not None:
                 store(self, name, _read_only(getattr(self, name), dtype))
         if self.fold is not None:
@@ -98,6 +101,7 @@ class Predictions:
             other=self.other[rows],
             truth=None if self.truth is None else self.truth[rows],
             fold=None if self.fold is None else self.fold[rows],
+            filled=None if self.filled is None else self.filled[rows],
         )
 
     def align(self, ids: Sequence[str] | np.ndarray) -> "Predictions":
@@ -112,7 +116,9 @@ class Predictions:
         return self.take(position)
 
     def to_frame(self) -> pd.DataFrame:
-        """Columns id, fold, label (these two where known), p_<label>..., p_other, predicted, confidence."""
+        """Columns id, fold, label (these two where known), p_<label>..., p_other, predicted, confidence; filled, where
+        a row is.
+        """
         columns: dict[str, Any] = {"id": self.ids}
         if self.fold is not None:
             columns["fold"] = self.fold
@@ -122,6 +128,8 @@ class Predictions:
         columns[OTHER_COLUMN] = self.other
         columns["predicted"] = self.predicted.astype(object)
         columns["confidence"] = self.probs.max(axis=1)
+        if self.filled is not None and any(self.filled):
+            columns["filled"] = self.filled
         return pd.DataFrame(columns)
 
     def write(self, path: str | Path) -> None:
@@ -138,7 +146,7 @@ class Predictions:
     def read(cls, path: str | Path) -> "Predictions":
         """The table that write() wrote. Refuses a file without an id column or p_<label> columns."""
         with told_of(path, "is no table"):
-            frame = read_frame(path, text=("id", "label", "predicted"))
+            frame = read_frame(path, text=("id", "label", "predicted", "filled"))
         labels = tuple(c[2:] for c in map(str, frame.columns) if c.startswith("p_") and c != OTHER_COLUMN)
         if "id" not in frame or not labels:
             raise ValueError(
@@ -150,14 +158,15 @@ class Predictions:
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, labels: Sequence[str]) -> "Predictions":
-        """The rows of a frame with the columns of to_frame; p_other, label and fold where it has them."""
+        """The rows of a frame with the columns of to_frame; p_other, label, fold and filled where it has them."""
         return cls(
             ids=frame["id"].astype(str).to_numpy(dtype=object),
             labels=tuple(labels),
             probs=frame[[f"p_{label}" for label in labels]].to_numpy(dtype=np.float32),
             other=frame.get(OTHER_COLUMN, pd.Series(np.zeros(len(frame)))).to_numpy(dtype=np.float32),
-            truth=_truth_column(frame["label"]) if "label" in frame else None,
+            truth=_text_or_none(frame["label"]) if "label" in frame else None,
             fold=frame["fold"].to_numpy() if "fold" in frame else None,
+            filled=_text_or_none(frame["filled"]) if "filled" in frame else None,
         )
 
 
@@ -172,6 +181,9 @@ def join(parts: Sequence[Predictions]) -> Predictions:
                 raise ValueError(f"Only one of parts 0 and {number} has '{name}'. Give it to all parts or to none.")
     known = [name for name in ("truth", "fold") if getattr(parts[0], name) is not None]
     stacked = {n: np.concatenate([getattr(part, n) for part in parts]) for n in ("ids", "probs", "other", *known)}
+    if any(part.filled is not None for part in parts):
+        empty = (np.full(len(part), None) if part.filled is None else part.filled for part in parts)
+        stacked["filled"] = np.concatenate(list(empty))
     return Predictions(labels=parts[0].labels, **stacked)
 
 
@@ -179,7 +191,8 @@ def average(tables: Sequence[Predictions], weights: Sequence[float] | np.ndarray
     """Mean of the tables' probabilities (float64 inside), in the first table's order of ids.
 
     weights: (K,) non-negative, sum to one; None means equal. Refuses tables of other ids, labels or truths. The fold
-    stays where all tables share it: a mean over different splits is held out, but belongs to no one fold.
+    stays where all tables share it: a mean over different splits is held out, but belongs to no one fold. A row is
+    filled where it is in every table that weighs anything.
     """
     if not tables:
         raise ValueError("There are no tables to average, expected at least one. Predict with a model first.")
@@ -197,6 +210,7 @@ def average(tables: Sequence[Predictions], weights: Sequence[float] | np.ndarray
         other=np.tensordot(share, np.stack([table.other.astype(np.float64) for table in aligned]), axes=1),
         truth=next((table.truth for table in aligned if table.truth is not None), None),
         fold=first.fold if shares_fold else None,
+        filled=_filled_in_all([table for table, weight in zip(aligned, share, strict=True) if weight > 0]),
     )
 
 
@@ -236,6 +250,15 @@ def _read_only(column: Any, dtype: type) -> np.ndarray:
     return view
 
 
+def _filled_in_all(tables: Sequence[Predictions]) -> np.ndarray | None:
+    columns = [table.filled for table in tables if table.filled is not None]
+    if len(columns) < len(tables) or not columns:
+        return None
+    filled = columns[0].copy()
+    filled[~np.all([column.astype(bool) for column in columns], axis=0)] = None
+    return filled
+
+
 def _whole_numbers(fold: Any) -> np.ndarray:
     fold = np.asarray(fold)
     if fold.size and not np.issubdtype(fold.dtype, np.integer):
@@ -248,6 +271,6 @@ def _check_same_labels(first: Predictions, table: Predictions, name: str) -> Non
         raise ValueError(f"{name} has labels {table.labels}, expected {first.labels} in this order. Use one task.")
 
 
-def _truth_column(column: pd.Series) -> np.ndarray:
+def _text_or_none(column: pd.Series) -> np.ndarray:
     known = column.notna() & (column != "")
     return np.array([str(v) if k else None for v, k in zip(column, known, strict=True)], dtype=object)

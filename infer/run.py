@@ -5,23 +5,21 @@ Knows the order of the work; reads only the run folder and the test file. Tables
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from infer.arena_answer import ArenaReading, answer_all, read_test_rows
 from infer.blend_runs import blend_runs
 from infer.calibration.temperature import apply_temperature
 from infer.checkpoints import find_checkpoints, run_temperature
 from infer.logs import log, open_log
-from infer.predictions import Predictions, join
+from infer.predictions import Predictions
 from infer.ranks import is_main, wait_for_all
 from infer.readers.by_method import reader_kind
-from infer.submission import check_sample, write_submission
 from models.method_settings import ASKED_METHODS
-from models.settings import ArenaTask, Settings, TextTask
-from models.tasks.arena import LABELS, ArenaTable, read_rows
-from models.tasks.bad_rows import write_bad_rows
+from models.settings import Settings, TextTask
+from models.tasks.arena import LABELS
 
 
 def run(settings: Settings) -> Predictions | Path:
@@ -45,12 +43,12 @@ def run(settings: Settings) -> Predictions | Path:
 def _by_judge(settings: Settings, out: Path) -> Predictions:
     from infer.judge import judge
 
-    main = is_main()
-    open_log(out / "infer.log", main=main)
+    open_log(out / "infer.log", main=is_main())
     table = read_test_rows(settings.arena)
-    predictions = judge(table.rows, settings, out)
-    if main:
-        predictions = _answer_all(predictions, table, settings, out)
+    reading = judge(table.rows, settings, out)
+    predictions = reading.predictions
+    if is_main():
+        predictions = answer_all(reading, table, settings, out)
     wait_for_all()
     return predictions
 
@@ -76,77 +74,11 @@ def _by_checkpoints(settings: Settings, out: Path) -> Predictions:
         if temperature is not None and len(read):
             predictions = apply_temperature(predictions, temperature)
         if main:
-            predictions = _answer_all(predictions, table, settings, out)
-            record = {"temperature": temperature, **work.record(found)}
+            reading = ArenaReading(predictions, parts.identity, work.passes_read(found), temperature)
+            predictions = answer_all(reading, table, settings, out)
             if whole:
-                parts.finish(record)
+                parts.finish()
             else:
                 work.say_left_out(found)
-                parts.record(record)
         wait_for_all()
     return predictions
-
-
-def _answer_all(predictions: Predictions, table: ArenaTable, settings: Settings, out: Path) -> Predictions:
-    """Write the answer to every id of the test file: the mean where a row is damaged, or was not reached in time."""
-    if table.bad_rows:
-        write_bad_rows(out / "bad_test_rows.csv", table.bad_rows)
-        log.info(f"{len(table.bad_rows)} bad rows get the mean prediction; listed in {out / 'bad_test_rows.csv'}")
-    ids = _all_ids(table)
-    predictions = with_mean_rows(predictions, ids, Path(settings.run_dir)).align(ids)
-    deliver(predictions, settings.arena, out)
-    return predictions
-
-
-def read_test_rows(task: ArenaTask) -> ArenaTable:
-    """The rows to predict, unlabelled; with task.on_bad_row=skip also the ids that could not be read.
-
-    Refuses a sample submission of other ids or columns: the answer could not be written.
-    """
-    table = read_rows(task.test_csv, labelled=False, on_bad_row=task.on_bad_row)
-    if table.repairs.counts:
-        log.info(table.repairs.report())
-    sample = _sample(task)
-    if sample:
-        check_sample(sample, _all_ids(table), LABELS)
-    return table
-
-
-def _all_ids(table: ArenaTable) -> list[str]:
-    """The test file's ids, those of damaged rows last."""
-    return list(dict.fromkeys([*(row.id for row in table.rows), *(bad.id for bad in table.bad_rows)]))
-
-
-def _sample(task: ArenaTask) -> str | None:
-    """The sample submission: named in the settings, or beside the test file."""
-    beside = Path(task.test_csv).parent / "sample_submission.csv"
-    return task.sample_csv or (str(beside) if beside.is_file() else None)
-
-
-def with_mean_rows(predictions: Predictions, ids: Sequence[str], folder: Path) -> Predictions:
-    """The table with a row for each of the ids that it lacks, given the mean of the others.
-
-    A submission needs every id, and one damaged cell must not cost the other rows their answer. folder: of the run,
-    whose held-out mean is taken where there is no row at all; without one, all labels are as likely.
-    """
-    known = set(predictions.ids)
-    ids = list(dict.fromkeys(one for one in ids if one not in known))
-    if not ids:
-        return predictions
-    others, heldout = predictions, folder / "heldout.csv"
-    if not len(predictions) and heldout.is_file():
-        others = Predictions.read(heldout)
-    count = len(predictions.labels)
-    share = others.probs64().mean(axis=0) if len(others) else np.full(count, 1 / count)
-    zeros = np.zeros(len(ids), dtype=np.float32)
-    filled = Predictions(np.array(ids, dtype=object), predictions.labels, np.tile(share, (len(ids), 1)), zeros)
-    return join([predictions, filled])
-
-
-def deliver(predictions: Predictions, task: ArenaTask, folder: Path) -> None:
-    """Write predictions.csv and the checked submission.csv; say where they are."""
-    predictions.write(folder / "predictions.csv")
-    sample = _sample(task)
-    write_submission(predictions, sample, folder / "submission.csv")
-    against = f"checked against {sample}" if sample else "no sample_submission.csv beside the test file: its own ids"
-    log.info(f"{folder / 'submission.csv'}: {len(predictions)} rows, valid ({against})")

@@ -200,6 +200,11 @@ def test_then_the_fold_with_the_worse_heldout_score_and_the_rest_gets_the_mean(
     assert table["id"].tolist() == ids.tolist(), "without a sample the rows stand as in the test file"
     counts = table.iloc[:, 1:].round(6).value_counts()
     assert counts.iloc[0] == ROWS - 24, "the rows that were not read all have the same, the mean"
+    named = pd.read_csv(tmp_path / "predictions.csv", dtype={"id": str})
+    unread = set(named["id"][named["filled"] == "not read in time"])
+    assert record_of(tmp_path)["filled"] == {"not read in time": [one for one in ids if one in unread]}
+    mean = table[table["id"].isin(unread)].iloc[:, 1:].round(6).drop_duplicates()
+    assert len(unread) == ROWS - 24 and len(mean) == 1
 
 
 def test_without_any_time_the_answer_is_the_heldout_mean(trained: Path, tmp_path: Path, monkeypatch) -> None:

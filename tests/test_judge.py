@@ -127,7 +127,7 @@ def test_a_judge_killed_in_the_middle_goes_on_to_the_same_bytes(tmp_path: Path, 
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "rows were there already" in done.stdout
-    for name in ("judge.parquet", "judge.parquet.json", "predictions.csv", "submission.csv"):
+    for name in ("judge.parquet", "judge.parquet.json", "predictions.csv", "submission.csv", "submission.csv.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
@@ -190,9 +190,15 @@ def test_rows_read_in_one_order_for_lack_of_time_are_read_in_both_by_the_same_co
     assert len(short) == 10 and len(asked) == 2 and not (tmp_path / "out" / "judge.parquet").exists()
     said = capsys.readouterr().out
     assert "is spent: 6 of 10 rows are not read and get the mean prediction, 2 are read in one order alone." in said
+    assert counts_of(tmp_path) == ([("as given", 4), ("answers exchanged", 2)], 6)
+    assert record_of(tmp_path)["filled"] == {"not read in time": [row.id for row in rows[4:]]}
+    assert (
+        Predictions.read(tmp_path / "out" / "predictions.csv").filled.tolist() == [None] * 4 + ["not read in time"] * 6
+    )
     found = judged(tmp_path, tiny_language_model, small)
     np.testing.assert_array_equal(found.probs, whole.probs)
-    for name in ("judge.parquet", "submission.csv"):
+    assert counts_of(tmp_path) == ([("as given", 10), ("answers exchanged", 10)], 0)
+    for name in ("judge.parquet", "predictions.csv", "submission.csv", "submission.csv.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
@@ -216,6 +222,31 @@ def test_what_makes_no_sense_is_refused_before_the_model_is_loaded(
     monkeypatch.setattr("models.causal.load_language_model", None)
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         judged(tmp_path, tiny_language_model, override)
+
+
+def record_of(folder: Path) -> dict:
+    return json.loads((folder / "out" / "submission.csv.json").read_text())
+
+
+def counts_of(folder: Path) -> tuple[list[tuple[str, int]], int]:
+    """([(order, rows read in it), ...], rows not read), by the record beside the submission."""
+    record = record_of(folder)
+    return [(one["order"], one["rows"]) for one in record["passes"]], record["rows_not_read"]
+
+
+def test_the_submissions_record_is_that_of_trained_runs(
+    tmp_path: Path, rows: list[ArenaRow], tiny_language_model: str
+) -> None:
+    """Also of rows that could not be read, which get the mean and are named."""
+    path = tmp_path / "test.csv"
+    path.write_text(path.read_text() + '77,"[""unclosed","[""x""]","[""y""]"\n')
+    judged(tmp_path, tiny_language_model, "task.on_bad_row=skip", "question.permutations=none")
+    record = record_of(tmp_path)
+    assert list(record) == ["identity", "temperature", "rows", "rows_not_read", "passes", "filled"]
+    assert record["passes"] == [{"model": tiny_language_model, "order": "as given", "rows": 10}]
+    assert record["rows"] == 10 and record["filled"] == {"bad row": ["77"]} and record["temperature"] is None
+    made = json.loads((tmp_path / "out" / "judge.parquet.json").read_text())
+    assert record["identity"] == made["identity"]
 
 
 def test_the_record_says_how_the_table_was_made(tmp_path: Path, rows: list[ArenaRow], tiny_language_model: str) -> None:

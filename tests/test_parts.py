@@ -213,7 +213,7 @@ def test_a_kill_while_merging_is_mended_by_the_next_run(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         where = {
-            "before the record": "write_json",
+            "before the record": "write_record",
             "before the parts go": "_remove",
             "between the parts": "shutil.rmtree",
         }

@@ -234,3 +234,22 @@ def test_swap_average_does_not_care_which_order_came_first(weights: list[list[fl
     mean, _ = swap_average(straight, exchanged, SWAP)
     other_way, _ = swap_average(exchanged, straight, SWAP)
     np.testing.assert_allclose(other_way[:, SWAP], mean)
+
+
+def test_filled_rows_are_named_and_survive_the_file_a_join_and_a_mean(tmp_path: Path) -> None:
+    probs = np.array([[0.2, 0.8], [0.5, 0.5]])
+    two = {"labels": ("x", "y")}
+    own = table(probs, ids=["1", "2"], **two)
+    filled = table(probs, ids=["3", "4"], filled=np.array(["bad row", None], dtype=object), **two)
+    assert "filled" not in own.to_frame() and own.take([0]).filled is None
+    both = join([own, filled])
+    assert both.filled.tolist() == [None, None, "bad row", None]
+    for name in ("a.csv", "a.parquet"):
+        both.write(tmp_path / name)
+        assert Predictions.read(tmp_path / name).align(["3", "1"]).filled.tolist() == ["bad row", None]
+    late = table(probs, ids=["4", "3"], filled=np.array(["not read in time"] * 2, dtype=object), **two)
+    assert average([filled, late]).filled.tolist() == ["bad row", None], (
+        "a row that one table read is no mean of others"
+    )
+    assert average([filled, late], [0, 1]).filled.tolist() == ["not read in time"] * 2
+    assert average([filled, table(probs, ids=["3", "4"], **two)]).filled is None

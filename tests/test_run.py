@@ -216,7 +216,26 @@ def test_bad_test_rows_are_answered_with_the_mean_where_skipping_is_allowed(fini
     predictions = predict(again)
     mean = predictions.align(["77"]).probs[0]
     assert mean.sum() == pytest.approx(1, abs=1e-5)
-    assert len(pd.read_csv(Path(settings.run_dir) / "submission.csv")) == 6
+    folder = Path(settings.run_dir)
+    assert len(pd.read_csv(folder / "submission.csv")) == 6
+    table = pd.read_csv(folder / "predictions.csv", dtype=str)
+    assert table[table["filled"] == "bad row"]["id"].tolist() == ["77"] and table["filled"].notna().sum() == 1
+    assert json.loads((folder / "submission.csv.json").read_text())["filled"] == {"bad row": ["77"]}
+    assert Predictions.read(folder / "predictions.csv").align(["77"]).filled.tolist() == ["bad row"]
+    assert pd.read_csv(folder / "bad_test_rows.csv", dtype=str)["id"].tolist() == ["77"]
+
+
+def test_a_file_without_bad_rows_leaves_no_list_of_another_ones(finished, tmp_path: Path) -> None:
+    settings = finished[0]
+    (Path(settings.run_dir) / "bad_test_rows.csv").write_text("of the file before it was mended")
+    again = compose(
+        "+experiment=arena_quickstart", f"run_dir={settings.run_dir}", f"task.test_csv={settings.task.test_csv}"
+    )
+    predict(again)
+    folder = Path(settings.run_dir)
+    assert not (folder / "bad_test_rows.csv").exists()
+    assert "filled" not in pd.read_csv(folder / "predictions.csv")
+    assert json.loads((folder / "submission.csv.json").read_text())["filled"] == {}
 
 
 def test_null_empty_and_giant_test_rows_get_an_answer(finished, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ import pandas as pd
 
 from infer.cluster.inputs import InputFile
 from infer.files import read_json, write_json
-from infer.identity import as_json, differences, identity_in
+from infer.identity import as_json, differences, identity_in, write_record
 from infer.locks import hold
 from infer.part_files import part_frame, read_errors, read_extras, read_part, write_part
 
@@ -185,7 +185,7 @@ class OpenFolder:
 
     def write_record(self, values: Mapping[str, Any]) -> None:
         """The record says that every part is there."""
-        write_json(self.record_path, {"identity": self.identity, "inputs_sha256": self.inputs_mark(), **values})
+        write_record(self.record_path, self.identity, {"inputs_sha256": self.inputs_mark(), **values})
 
     def frames(self, paths: Sequence[Path], columns: Sequence[str]) -> Iterator[pd.DataFrame]:
         """Of these parts the columns, one part in memory at a time."""
@@ -203,7 +203,7 @@ class OpenFolder:
                     f"output={self.folder} holds {len(parts)} parts that were made otherwise: {how}. Delete the "
                     "folder, or name another one."
                 )
-            write_json(path, {"identity": self.identity})
+            write_record(path, self.identity, {})
         strangers = {part.name for part in parts} - {
             self.parts.path(file, chunk).name for file, chunks in self._owned() for chunk in chunks
         }
