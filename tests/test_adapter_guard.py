@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.adapter_guard import MOST_SILENT, GradientGuard
+from train.adapter_guard import MOST_SILENT, GradientGuard, layers_without_gradient
 
 
 class Adapted(nn.Module):
@@ -94,6 +94,18 @@ def test_a_scaler_that_halves_its_scale_is_waited_for() -> None:
         scaler.update()
         waited += guard.due
     assert 0 < waited < 20
+
+
+def test_a_look_at_the_gradients_leaves_dropouts_generator_alone() -> None:
+    """A resumed run looks after its first step, where the unbroken one may not."""
+    network = nn.ModuleDict({"base_layer": nn.Linear(8, 8).requires_grad_(False), "lora_B": nn.Linear(8, 8)})
+    network["lora_B"].weight.grad, network["lora_B"].bias.grad = torch.ones(8, 8), torch.ones(8)
+    adapted = nn.Sequential(network)
+    before = torch.get_rng_state()
+    guard = GradientGuard(adapted)
+    guard.on_pre_optimizer_step()
+    assert not guard.due and layers_without_gradient(adapted) == []
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 class _Layer(nn.Module):

@@ -60,6 +60,22 @@ def test_killed_at_two_moments_it_ends_with_the_same_run(road, tmp_path: Path) -
     assert kill_at_moments(road("encoder"), 2, tmp_path, seed=0) == 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [("adapter", 3), *(pytest.param(kind, 6, marks=pytest.mark.slow) for kind in ("encoder", "text"))],
+)
+def test_killed_between_two_evaluations_it_ends_with_the_same_run(road, tmp_path: Path, kind: str, step: int) -> None:
+    """What looks at the first step after an evaluation, as after a resume, must leave the next ones as they are."""
+    one = road(kind)
+    code, _ = one.run(
+        *one.command, f"run_dir={tmp_path / 'run'}", log=tmp_path / "log", number=signal.SIGKILL,
+        until=str(tmp_path / "run" / "fold0" / "attempts" / "0" / f"checkpoint-{step}"),
+    )  # fmt: skip
+    assert code == -signal.SIGKILL, (tmp_path / "log").read_text()[-3000:]
+    one.ends_as_undisturbed(tmp_path)
+    assert "going on from" in (tmp_path / "log").read_text()
+
+
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_run(road, tmp_path: Path) -> None:
     assert kill_until_it_ends(road("encoder"), tmp_path, seed=1) >= 1

@@ -93,7 +93,8 @@ class Road:
     def ends_as_undisturbed(self, folder: Path) -> None:
         code, _ = self.run(*self.command, f"run_dir={folder / 'run'}", log=folder / "log")
         assert code == 0, (folder / "log").read_text()[-3000:]
-        assert differing(outcome(folder / "run"), self.whole) == []
+        odd = differing(outcome(folder / "run"), self.whole)
+        assert not odd, f"{odd} are not as in the undisturbed run; {folder / 'log'}"
 
     def killed(self, folder: Path, after_s: float) -> bool:
         """Whether it was killed before it ended."""

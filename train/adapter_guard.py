@@ -86,6 +86,8 @@ def layers_without_gradient(model: Any) -> list[str]:
     """Names of frozen layers under adapters through which a random input gets no gradient, or a made-up one."""
     import torch
 
+    # Its own generator: the global one is dropout's, and a resumed run looks after other steps than an unbroken one.
+    chance = torch.Generator().manual_seed(0)
     layers = [(name, module.base_layer) for name, module in model.named_modules() if hasattr(module, "base_layer")]
     layers = [(name, layer) for name, layer in layers if hasattr(layer, "in_features")]
     step = max(1, -(-len(layers) // PROBED_LAYERS))
@@ -96,7 +98,7 @@ def layers_without_gradient(model: Any) -> list[str]:
             dead.append(name)  # re-packed for prediction: there is no backward pass, whatever this CPU makes of it
             continue
         dtype = getattr(layer, "compute_dtype", None) or weight.dtype
-        probe = torch.randn(1, 2, layer.in_features, device=weight.device, dtype=dtype, requires_grad=True)
+        probe = torch.randn(1, 2, layer.in_features, generator=chance).to(weight.device, dtype).requires_grad_()
         with torch.enable_grad():
             output = layer(probe)
             passed = output.requires_grad and torch.autograd.grad(output.float().sum(), probe, allow_unused=True)[0]
