@@ -29,24 +29,36 @@ def kill_at_moments(one: Road, count: int, folder: Path, *, seed: int) -> int:
             after_s *= 0.8
         kills += 1
         one.ends_as_undisturbed(place)
+        assert not list(place.rglob("damaged-*")), "a kill left a checkpoint that is none"
         shutil.rmtree(place)
     return kills
 
 
 def kill_until_it_ends(one: Road, folder: Path, *, seed: int) -> int:
-    """Kill the same run again and again; how often it took."""
-    kills, longest_s = 0, 1.2 * one.seconds
+    """Kill the same run again and again; how often it took. No kill takes back what an earlier launch had saved."""
+    kills, longest_s, saved = 0, 1.2 * one.seconds, (0, 0)
     random = np.random.default_rng(seed)
     while True:
         if one.killed(folder, random.uniform(0.2, 1.0) * longest_s):
             kills += 1
             assert kills < 100, "no kill left a step behind"
+            now = reached(folder / "run")
+            assert now >= saved, f"kill {kills}: from {saved} back to {now} (folds done, steps saved of the next)"
+            saved = now
         elif kills:
             one.ends_as_undisturbed(folder)
+            assert not list(folder.rglob("damaged-*")), "a kill left a checkpoint that is none"
             return kills
         else:  # the machine has become faster
             shutil.rmtree(folder / "run")
             longest_s /= 2
+
+
+def reached(run: Path) -> tuple[int, int]:
+    """(folds done, steps saved of the one under way)."""
+    done = len(list(run.glob("fold*/done.json")))
+    saved = (run / f"fold{done}" / "attempts" / "0").glob("checkpoint-*")
+    return done, max((int(path.name.rpartition("-")[2]) for path in saved), default=0)
 
 
 def test_the_undisturbed_run_ends_with_two_folds_and_nothing_left_over(road) -> None:
@@ -98,9 +110,12 @@ def test_killed_at_25_moments_it_ends_with_the_same_run(road, tmp_path: Path, ki
 @pytest.mark.nightly
 @pytest.mark.parametrize("kind", ROADS)
 def test_killed_again_and_again_five_times_over(road, tmp_path: Path, kind: str) -> None:
+    kills = 0
     for seed in range(5):
         (tmp_path / str(seed)).mkdir()
-        print(f"{kind}: {kill_until_it_ends(road(kind), tmp_path / str(seed), seed=seed)} kills survived in one run")
+        kills += kill_until_it_ends(road(kind), tmp_path / str(seed), seed=seed)
+    print(f"{kind}: {kills} kills survived in five runs")
+    assert kills >= 5, "a run that was not killed is begun again, faster"
 
 
 def truncate(file: Path, random: np.random.Generator) -> None:
@@ -175,12 +190,16 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_the_same(road, stopp
 
 @pytest.mark.nightly
 def test_after_any_damage_to_a_checkpoint_the_run_ends_the_same(road, stopped: Path, tmp_path: Path) -> None:
+    newest = last_whole_checkpoint(stopped / "fold0" / "attempts" / "0")
+    assert newest is not None
     tried = 0
-    for _, copy, _ in damaged_copies(stopped, tmp_path, seed=2):
+    for what, copy, _ in damaged_copies(stopped, tmp_path, seed=2):
         road("encoder").ends_as_undisturbed(copy)
+        assert (copy / "run" / "fold0" / "attempts" / "0" / f"damaged-{newest.name}").is_dir(), what
         tried += 1
         shutil.rmtree(copy)
     print(f"{tried} damages survived")
+    assert tried == len(DAMAGES) * len(list(newest.iterdir()))
 
 
 @pytest.mark.slow
