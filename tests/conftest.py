@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -238,6 +241,42 @@ def exact_float32():
     torch.backends.cuda.matmul.allow_tf32 = False
     yield
     torch.backends.cuda.matmul.allow_tf32 = before
+
+
+class Clock:
+    """Time that passes by sleeping alone: what is decided by seconds is decided alike on every machine."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch):
+    """In place of time.monotonic and time.sleep; a time budget counts from here."""
+    from infer import stopping
+
+    made = Clock()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", made.monotonic)
+        patch.setattr(time, "sleep", made.sleep)
+        stopping.forget()
+        yield made
+    stopping.forget()
+
+
+def free_port() -> int:
+    """For processes that meet on this machine: below those that connections are given, so that none is taken by one."""
+    for port in range(29500 + os.getpid() % 2000, 32000):
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free from 29500 to 32000")
 
 
 @pytest.fixture(scope="session")

@@ -179,6 +179,7 @@ def test_a_run_ends_within_its_budget_and_reads_what_fits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys,
+    clock,
     usable_s: float,
     passes: int,
 ) -> None:
@@ -194,7 +195,6 @@ def test_a_run_ends_within_its_budget_and_reads_what_fits(
         return whole(self, at, swapped=swapped)
 
     settings = settings_of(trained, tmp_path, "time_budget_minutes=60")
-    predict(settings_of(trained, tmp_path / "warm"))  # imports and compiled kernels
     monkeypatch.setattr(OrderReader, "__init__", slow_load)
     monkeypatch.setattr(OrderReader, "read", slow_read)
     monkeypatch.setattr(arena_passes, "RESERVE_S", 0.4)

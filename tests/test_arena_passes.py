@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, compose, pair_rows, tiny_run, write_arena_csv
+from conftest import ROOT, compose, free_port, pair_rows, tiny_run, write_arena_csv
 
 from infer import arena_passes, order_readers, stopping
 from infer.order_readers import OrderReader
@@ -254,7 +254,7 @@ def test_two_processes_give_the_bytes_of_one(trained: Path, tmp_path: Path, laun
         sys.executable, "-m", launcher, *counted, "-m", "infer", "+experiment=arena_quickstart", f"run_dir={trained}",
         f"out_dir={two.out_dir}", f"task.test_csv={two.arena.test_csv}", *few,
     ]  # fmt: skip
-    environment = os.environ | {"MASTER_PORT": str(29500 + os.getpid() % 2000), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "on this process, one of 2" in done.stdout

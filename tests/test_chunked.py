@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 
 from infer import stopping
 from infer.chunked import OutOfTime, fill_parts, open_parts
@@ -65,21 +65,21 @@ def seconds(budget: float) -> None:
     stopping.set_time_budget(budget / 60)
 
 
-def test_a_chunk_that_does_not_fit_leaves_the_shorter_ones_to_be_read(tmp_path: Path) -> None:
+def test_a_chunk_that_does_not_fit_leaves_the_shorter_ones_to_be_read(tmp_path: Path, clock) -> None:
     seconds(3)
     done, _ = filled(tmp_path, [1, 1, 1, 40, *[1] * 10])
     assert done == [0, 1, 2, *range(4, 14)]
     assert stopping.time_left_s() > 0
 
 
-def test_no_chunk_is_begun_where_its_models_loading_has_taken_the_time(tmp_path: Path) -> None:
+def test_no_chunk_is_begun_where_its_models_loading_has_taken_the_time(tmp_path: Path, clock) -> None:
     seconds(0.3)
     done, loads = filled(tmp_path, [10, 10, 10], load_s=0.4)
     assert (done, loads) == ([], [None])
     assert stopping.time_left_s() > -0.5
 
 
-def test_a_load_is_no_chunks_time_and_the_next_one_is_reckoned_with(tmp_path: Path) -> None:
+def test_a_load_is_no_chunks_time_and_the_next_one_is_reckoned_with(tmp_path: Path, clock) -> None:
     """The load takes as long as ten chunks; all of the first model's fit, and then no other load does."""
     seconds(1 + 10 * 0.1 + 0.8)
     done, loads = filled(tmp_path, [1.0] * 10 + [1.0001] * 10, load_s=1, model=lambda chunk: "ab"[chunk[0] > 1])
@@ -143,7 +143,7 @@ def test_a_row_that_one_of_two_processes_cannot_read_is_told_by_its_own_words(tm
     script = tmp_path / "two.py"
     script.write_text(SCRIPT.replace("FOLDER", repr(str(tmp_path))))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(script)]
-    environment = os.environ | {"MASTER_PORT": str(29500 + os.getpid() % 2000), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1, done.stderr[-3000:]
     assert done.stderr.count("error: row 3 cannot be read.") == 1

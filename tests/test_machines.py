@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, pair_rows, write_arena_csv
+from conftest import ROOT, free_port, pair_rows, write_arena_csv
 
 needs_submitit = pytest.mark.skipif(
     importlib.util.find_spec("submitit") is None,
@@ -59,7 +58,7 @@ def test_a_sweep_by_submitit_gives_each_job_its_folder_and_the_command_as_writte
 def two_machines(encoder: str, folder: Path, run_dirs: list[str]) -> list[tuple[int, str, str]]:
     """(exit code, output, errors) of a run on two "machines" of one process each: LOCAL_RANK is 0 on both."""
     data = write_arena_csv(folder / "train.csv", pair_rows(48))
-    port = 29500 + os.getpid() % 2000
+    port = free_port()
     launched = [
         subprocess.Popen(
             [

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, compose, pair_rows, tiny_run, write_arena_csv
+from conftest import ROOT, compose, free_port, pair_rows, tiny_run, write_arena_csv
 from step_ranks import COMMON, ROWS, SHARDED, TRAININGS
 from test_loop import trainer
 from test_micro_batches import LENGTHS, micro
@@ -170,7 +170,7 @@ def test_even_shares_are_as_many_passes_for_all_and_the_same_mean(count: int, bu
 
 
 def launched(processes: int, script: list[str], **environment: str) -> subprocess.CompletedProcess:
-    port = 29500 + os.getpid() % 2000
+    port = free_port()
     launcher = ["torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
     return subprocess.run(
         [sys.executable, "-m", *launcher, *script],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, free_port
 from step_ranks import COMMON, ROWS
 from test_loop import trainer
 
@@ -18,7 +18,7 @@ from test_loop import trainer
 @pytest.fixture(scope="module")
 def ranks(tiny_encoder: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
     folder = tmp_path_factory.mktemp("ranks")
-    launch = ["torch.distributed.run", "--nproc_per_node=2", f"--master_port={29500 + os.getpid() % 2000}"]
+    launch = ["torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     done = subprocess.run(
         [sys.executable, "-m", *launch, str(ROOT / "tests" / "step_ranks.py"), tiny_encoder, str(folder)],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
