@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import random
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,10 +76,12 @@ def jobs(
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
+def place(tmp_path: Path, warm: WarmCommands) -> Iterator[Path]:
     folder = tmp_path / "place"
     folder.mkdir()
     yield folder
+    while warm.ask("unmount", folder=str(folder)):  # what was mounted there is memory until then
+        continue
 
 
 def marks(folder: Path, *patterns: str) -> dict[str, str]:
@@ -179,16 +180,11 @@ def test_caches_of_libraries_that_cannot_be_written_stop_no_training(
     cache.mkdir(exist_ok=True)
     if not warm.can_mount or not warm.ask("mount", folder=str(cache), size="64k", read_only=True):
         pytest.skip("this system lets nobody mount a tmpfs here")
-    ends_as_ever(jobs["train"], warm, place, place.parent / "said", place)
-    assert warm.ask("unmount", folder=str(cache))
+    try:
+        ends_as_ever(jobs["train"], warm, place, place.parent / "said", place)
+    finally:
+        assert warm.ask("unmount", folder=str(cache))
     survived("read-only disk")
-
-
-def when(there: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.002)
 
 
 @pytest.mark.parametrize("moment", ["config.yaml", "fold0/attempts/0/checkpoint-*", "fold0/done.json"])
@@ -196,9 +192,10 @@ def test_a_run_folder_that_vanishes_while_it_is_trained(
     moment: str, jobs: dict[str, Job], warm: WarmCommands, place: Path
 ) -> None:
     job, said, run = jobs["train"], place.parent / "said", place / "run"
-    pid = warm.start(job.verb, job.command(run), said)
-    when(lambda: any(run.glob(moment)))
+    pid = warm.start(job.verb, job.command(run), said, halt=run / moment)
+    warm.halted(pid)
     run.rename(place / "away")
+    warm.resume(pid)
     told = is_a_sentence(warm.wait(pid), said.read_text())
     assert "vanished" in told and str(run) in told
     shutil.rmtree(run, ignore_errors=True)
@@ -210,9 +207,10 @@ def test_a_folder_of_parts_that_vanishes_while_texts_are_read(
     jobs: dict[str, Job], warm: WarmCommands, place: Path
 ) -> None:
     job, said, parts = jobs["text"], place.parent / "said", place / "out.csv.parts"
-    pid = warm.start(job.verb, job.command(place), said)
-    when((parts / "part-000001.parquet").is_file)
+    pid = warm.start(job.verb, job.command(place), said, halt=parts / "part-000001.parquet")
+    warm.halted(pid)
     parts.rename(place / "away")
+    warm.resume(pid)
     told = is_a_sentence(warm.wait(pid), said.read_text())
     assert str(parts) in told
     ends_as_ever(job, warm, place, said, place)

@@ -98,10 +98,9 @@ def test_a_run_that_is_told_to_stop_says_what_is_kept_and_goes_on(
     warm: WarmCommands, commands, unbroken, tmp_path: Path, kind: str, number: signal.Signals
 ) -> None:
     log, parts = tmp_path / "stopped.log", tmp_path / f"{ANSWERS[kind][0]}.parts"
-    pid = warm.start("infer", commands[kind](tmp_path), log)
-    while len(list(parts.glob("part-*"))) < 5:
-        time.sleep(0.005)
-    os.kill(pid, number)
+    pid = warm.start("infer", commands[kind](tmp_path), log, halt=parts / "part-*04.*")
+    warm.halted(pid)
+    warm.resume(pid, number)
     assert warm.wait(pid) == STOPPED[number], log.read_text()
     there = len(list(parts.glob("part-*")))
     said = log.read_text()
@@ -127,12 +126,10 @@ def test_texts_that_time_is_too_short_for_are_kept_and_read_by_the_same_command(
     assert answers("text", tmp_path) == unbroken["text"][0]
 
 
-def test_the_arena_answers_in_time_or_nearly(warm: WarmCommands, commands, unbroken, tmp_path: Path) -> None:
-    """The budget covers the reserve and half of the reading: the answer is valid, and there in time."""
+def test_the_arena_answers_when_its_time_is_short(warm: WarmCommands, commands, unbroken, tmp_path: Path) -> None:
+    """The budget covers the reserve and some of the reading. That it is kept to: tests/test_arena_damage.py."""
     log = tmp_path / "log"
     pid = warm.start("infer", [*commands["arena"](tmp_path), f"time_budget_minutes={6.5 / 60}"], log)
-    started = time.monotonic()
     assert warm.wait(pid) == 0, log.read_text()
-    assert time.monotonic() - started < 6.5
     lines = (tmp_path / "submission.csv").read_text().splitlines()
     assert len(lines) == 121 and lines[0] == "id,winner_model_a,winner_model_b,winner_tie"

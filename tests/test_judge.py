@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, compose, pair_rows, write_arena_csv
+from conftest import compose, pair_rows, write_arena_csv
+from warm_commands import WarmCommands
 
 from infer import judge, stopping
 from infer.judge import row_fields
@@ -112,21 +110,17 @@ def test_answers_exchanged_in_the_file_exchange_their_probabilities(
     assert (cut[0][:-2] == 0).all() and (cut[0][-2:] > 0.3).all()
 
 
-def test_a_judge_killed_in_the_middle_goes_on_to_the_same_bytes(tmp_path: Path, tiny_language_model: str) -> None:
-    write_arena_csv(tmp_path / "test.csv", pair_rows(240, seed=4), labelled=False)
+def test_a_judge_killed_in_the_middle_goes_on_to_the_same_bytes(
+    warm: WarmCommands, tmp_path: Path, tiny_language_model: str
+) -> None:
+    write_arena_csv(tmp_path / "test.csv", pair_rows(60, seed=4), labelled=False)
     judged(tmp_path, tiny_language_model, out="whole")
-    command = [sys.executable, "-m", "infer", *arguments(tmp_path, tiny_language_model, out="killed")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    parts = tmp_path / "killed" / "judge.parquet.parts"
-    while len(list(parts.glob("part-*"))) < 5:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command, log = arguments(tmp_path, tiny_language_model, "report=false", out="killed"), tmp_path / "log"
+    fifth = str(tmp_path / "killed" / "judge.parquet.parts" / "part-000004.*")
+    assert warm.run("infer", *command, log=log, number=signal.SIGKILL, until=fifth)[0] == -signal.SIGKILL
     assert not (tmp_path / "killed" / "judge.parquet").exists()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "rows were there already" in done.stdout
+    assert warm.run("infer", *command, log=log)[0] == 0, log.read_text()
+    assert "20 rows were there already" in log.read_text()
     for name in ("judge.parquet", "judge.parquet.json", "predictions.csv", "submission.csv", "submission.csv.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

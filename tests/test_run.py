@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, compose, pair_rows, tiny_run, write_arena_csv
+from conftest import ROOT, compose, free_port, pair_rows, tiny_arguments, tiny_run, write_arena_csv
 
 from infer.calibration.temperature import apply_temperature
 from infer.predictions import Predictions
@@ -251,42 +251,27 @@ def test_null_empty_and_giant_test_rows_get_an_answer(finished, tmp_path: Path) 
     assert list(predictions.ids) == ["1", "2", "3"] and np.isfinite(predictions.probs).all()
 
 
-def command(folder: Path, encoder: str, *overrides: str, launcher: tuple[str, ...] = ()) -> list[str]:
-    tiny_run(folder, encoder)  # writes the rows
-    start = [sys.executable, "-m", *(launcher or ("train",))]
-    return [
-        *start, "+experiment=arena_quickstart", f"task.train_csv={folder / 'train.csv'}",
-        f"task.test_csv={folder / 'test.csv'}", f"run_dir={folder / 'run'}", f"model.name={encoder}",
-        "task.budget_tokens=64", "trainer.batch_rows=8", "trainer.learning_rate=1e-3", *overrides,
-    ]  # fmt: skip
+def uneven(folder: Path) -> None:
+    """47 rows for two ranks."""
+    write_arena_csv(folder / "train.csv", pair_rows(48)[:47])
+    write_arena_csv(folder / "test.csv", pair_rows(7, seed=5), labelled=False)
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [("torch.distributed.run", "--nproc_per_node=2", "-m", "train"),
-     ("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "-m", "train")],
-    ids=["torchrun", "accelerate"],
-)  # fmt: skip
-def test_two_processes_make_one_folder_and_every_row_once(
-    tmp_path: Path, tiny_encoder: str, launcher: tuple[str, ...]
-) -> None:
-    """47 rows on two ranks: the odd one is neither lost nor doubled, and the metrics are the single process's.
-
-    Finetuning traps 30 (one run folder for all ranks) and 31 (accelerate launch needs -m).
-    """
-    write_arena_csv(tmp_path / "train.csv", pair_rows(48)[:47])
-    write_arena_csv(tmp_path / "test.csv", pair_rows(7, seed=5), labelled=False)
-    launched = command(
-        tmp_path, tiny_encoder, "trainer.epochs=2", "trainer.batch_rows=4", "model.dropout=0.0", launcher=launcher
-    )
-    environment = os.environ | {"MASTER_PORT": str(29500 + os.getpid() % 2000)}
-    done = subprocess.run(launched, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 process(es)" in done.stdout
-    assert done.stdout.count("fold 0: held-out log loss") == 1
-    table = Predictions.read(tmp_path / "run" / "heldout.csv")
+def assert_every_row_once(folder: Path, said: str) -> None:
+    assert "2 process(es)" in said and said.count("fold 0: held-out log loss") == 1
+    table = Predictions.read(folder / "run" / "heldout.csv")
     assert sorted(table.ids) == sorted(row.id for row in pair_rows(48)[:47])
 
+
+def test_two_processes_make_one_folder_and_every_row_once(warm, tmp_path: Path, tiny_encoder: str) -> None:
+    """The odd row is neither lost nor doubled, and the metrics are the single process's.
+
+    Finetuning trap 30: one run folder for all ranks.
+    """
+    uneven(tmp_path)
+    given = tiny_arguments(tmp_path, tiny_encoder)
+    two = [*given, "report=false", "trainer.epochs=2", "trainer.batch_rows=4", "model.dropout=0.0"]
+    assert_every_row_once(tmp_path, warm.ranks("train", *two, log=tmp_path / "log"))
     whole = json.loads((tmp_path / "run" / "metrics.json").read_text())
     single = train(
         tiny_run(tmp_path, tiny_encoder, "trainer.epochs=2", "model.dropout=0.0", f"run_dir={tmp_path / 'single'}")
@@ -294,10 +279,34 @@ def test_two_processes_make_one_folder_and_every_row_once(
     # The ranks add their gradients in another order; the tiny network's few steps keep that small.
     assert whole["log_loss"] == pytest.approx(single["log_loss"], abs=0.01)
     assert whole["baselines"] == pytest.approx(single["baselines"], abs=1e-6)
-
-    predicted = subprocess.run(
-        [word if word != "train" else "infer" for word in launched], cwd=ROOT, capture_output=True, text=True,
-        timeout=300, env=environment,
-    )  # fmt: skip
-    assert predicted.returncode == 0, predicted.stderr[-3000:]
+    warm.ranks("infer", *two, log=tmp_path / "log")
     assert len(pd.read_csv(tmp_path / "run" / "submission.csv")) == 7
+
+
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--nproc_per_node=2", "-m", "train"),
+    "accelerate": ("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "-m", "train"),
+}
+
+
+def launched(folder: Path, encoder: str, launcher: str, *overrides: str) -> str:
+    """What a run says that a launcher starts on two processes, 47 rows between them."""
+    uneven(folder)
+    started = [sys.executable, "-m", *LAUNCHERS[launcher], *tiny_arguments(folder, encoder), *overrides]
+    environment = os.environ | {"MASTER_PORT": str(free_port())}
+    done = subprocess.run(started, cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_accelerate_launches_two_processes_of_one_run(tmp_path: Path, tiny_encoder: str) -> None:
+    """Finetuning trap 31: accelerate launch needs -m."""
+    said = launched(tmp_path, tiny_encoder, "accelerate", "method.name=prior", "report=false")
+    assert_every_row_once(tmp_path, said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launchers_train_a_network_on_two_processes(tmp_path: Path, tiny_encoder: str, launcher: str) -> None:
+    assert_every_row_once(tmp_path, launched(tmp_path, tiny_encoder, launcher, "trainer.batch_rows=4"))
+    assert (tmp_path / "run" / "report.html").is_file()

@@ -6,32 +6,32 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, compose
+from conftest import ROOT, compose, free_port
 from text_runs import arguments, both_files, read, reviews, settings_of
+from warm_commands import WarmCommands
 
 from infer.run import run
 from infer.text_run import reading_identity
 
 
-def test_a_run_that_is_told_to_stop_twice_ends_in_the_same_bytes(tmp_path: Path, tiny_language_model: str) -> None:
+def test_a_run_that_is_told_to_stop_twice_ends_in_the_same_bytes(
+    warm: WarmCommands, tmp_path: Path, tiny_language_model: str
+) -> None:
     """By a spot machine's SIGTERM, then by Ctrl-C. Kills at any moment: tests/test_infer_kills.py."""
     reviews(800).to_csv(tmp_path / "in.csv", index=False)
-    command = [sys.executable, "-m", "infer", *arguments(tmp_path, tiny_language_model, output="stopped.csv")]
+    command, log = arguments(tmp_path, tiny_language_model, output="stopped.csv"), tmp_path / "log"
     parts = tmp_path / "stopped.csv.parts"
     for number, code, enough in ((signal.SIGTERM, 143, 10), (signal.SIGINT, 130, 20)):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        while len(list(parts.glob("part-*"))) < enough:
-            assert process.poll() is None, "it ended before it could be stopped"
-            time.sleep(0.02)
-        process.send_signal(number)
-        said = process.communicate()[1]
+        until = str(parts / f"part-{enough - 1:06d}.*")
+        assert warm.run("infer", *command, log=log, number=number, until=until)[0] == code, log.read_text()
         there = len(list(parts.glob("part-*")))
-        assert process.returncode == code and enough <= there < 100
-        assert f"Stopped by {number.name}: {there * 8} of 800 rows are read and kept in {parts}. The same" in said
+        assert there == enough
+        said = f"Stopped by {number.name}: {there * 8} of 800 rows are read and kept in {parts}. The same"
+        assert said in log.read_text()
+    log.unlink()
     whole, stopped = tmp_path / "whole.csv", tmp_path / "stopped.csv"
     for output in (whole, stopped):
         run(settings_of(tmp_path, tiny_language_model, output=output.name))
@@ -75,17 +75,23 @@ def test_a_refused_question_does_not_stand_in_the_way_of_its_mended_form(
     assert len(read(tmp_path, tiny_language_model)) == 10
 
 
-def test_two_processes_give_the_bytes_of_one(tmp_path: Path, tiny_language_model: str) -> None:
+def test_two_processes_give_the_bytes_of_one(warm: WarmCommands, tmp_path: Path, tiny_language_model: str) -> None:
     """And started again on a finished output they read nothing and leave nothing behind."""
     reviews(59).to_csv(tmp_path / "in.csv", index=False)
     run(settings_of(tmp_path, tiny_language_model, output="one.parquet"))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "infer"]
-    command = [*launcher, *arguments(tmp_path, tiny_language_model, output="two.parquet")]
-    environment = os.environ | {"MASTER_PORT": str(29500 + os.getpid() % 2000), "OMP_NUM_THREADS": "1"}
-    for said in ("rows read in", "two.parquet is finished already"):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert said in done.stdout and done.stdout.count("median mass on the labels") == 1
+    command = arguments(tmp_path, tiny_language_model, output="two.parquet")
+    environment = os.environ | {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    for expected in ("rows read in", "two.parquet is finished already"):
+        if expected == "rows read in":
+            done = subprocess.run(
+                [*launcher, *command], cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
+            said = done.stdout
+        else:
+            said = warm.ranks("infer", *command, log=tmp_path / "log")
+        assert expected in said and said.count("median mass on the labels") == 1
         assert both_files(tmp_path / "two.parquet") == both_files(tmp_path / "one.parquet")
         assert sorted(path.name for path in tmp_path.glob("two*")) == ["two.parquet", "two.parquet.json"]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import glob
 import importlib
 import json
 import os
@@ -19,6 +20,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -30,6 +32,7 @@ DETACH = 2  # umount2's
 READ_ONLY, REMOUNT, PRIVATE_ALL = 1, 32, (1 << 14) | (1 << 18)  # sys/mount.h
 SAID_BYTES = 2**20  # what a command under a limit may say; with more it would wait for a reader
 LONGEST_S = 300.0  # of a command, on a busy machine
+TOUCHES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir")  # of sys.audit's events
 HEARD: dict[int, tuple[int, str]] = {}  # process id -> where it speaks, and the file for that
 WARM = (
     "datasets", "evaluate", "hydra", "matplotlib.pyplot", "peft", "pyarrow.parquet", "safetensors.torch",
@@ -63,12 +66,27 @@ class WarmCommands:
         assert self.process.stdout is not None
         return json.loads(self.process.stdout.readline())
 
-    def start(self, verb: str, arguments: list[str], log: Path, *, file_bytes: int | None = None) -> int:
+    def start(
+        self, verb: str, arguments: list[str], log: Path, *, file_bytes: int | None = None,
+        halt: Path | str | None = None, environment: dict[str, str] | None = None,
+    ) -> int:  # fmt: skip
         """The process id of `python -m verb arguments`; it is nobody else's before `wait`. log: takes what it says.
 
         file_bytes: no file may be larger; what is said then comes when the command has ended.
+        halt: it stops itself (SIGSTOP) at the first file it touches once a path `halt` (a glob) is there.
+        environment: what it has beside this process's.
         """
-        return int(self.ask("start", verb=verb, arguments=arguments, log=str(log), file_bytes=file_bytes))
+        how = {"file_bytes": file_bytes, "halt": None if halt is None else str(halt), "environment": environment or {}}
+        return int(self.ask("start", verb=verb, arguments=arguments, log=str(log), how=how))
+
+    def halted(self, pid: int) -> None:
+        """Until a command that was started with `halt` stands still; `resume` lets it go on."""
+        assert self.ask("halted", pid=pid), "it ended before it came to where it was to halt"
+
+    def resume(self, pid: int, number: int = signal.SIGCONT) -> None:
+        """Send a command that stands still a signal, which it receives where it stands, and let it go on."""
+        os.kill(pid, number)
+        os.kill(pid, signal.SIGCONT)
 
     def wait(self, pid: int) -> int:
         """Its exit code, minus the signal where it died of one."""
@@ -80,18 +98,33 @@ class WarmCommands:
     ) -> tuple[int, float]:  # fmt: skip
         """(exit code; seconds) of a command, whose words are added to the log.
 
-        number: a signal that is sent after_s seconds after the start, or as soon as a path `until` (a glob) is there.
+        number: a signal that is sent after_s seconds after the start, or where the command stands when a path `until`
+        (a glob) is there.
         """
         begun = time.monotonic()
-        pid = self.start(verb, list(arguments), log)
-        if number is not None:
-            ends = time.monotonic() + after_s if until is None else float("inf")
+        pid = self.start(verb, list(arguments), log, halt=until)
+        if until is not None:
+            self.halted(pid)
+            self.resume(pid, number or signal.SIGCONT)
+        elif number is not None:
+            ends = time.monotonic() + after_s
             while time.monotonic() < ends and not self.ask("ended", pid=pid):
-                if until is not None and any(Path("/").glob(until.lstrip("/"))):
-                    break
                 time.sleep(0.002)
             os.kill(pid, number)  # one that has ended stays to be waited for
         return self.wait(pid), time.monotonic() - begun
+
+    def ranks(self, verb: str, *arguments: str, log: Path, count: int = 2) -> str:
+        """What `count` processes of one run say, with the environment that launchers give them; all end with 0."""
+        from conftest import free_port
+
+        shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+        shared["MASTER_PORT"] = str(free_port())
+        log.unlink(missing_ok=True)
+        own = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(count)]
+        started = [self.start(verb, list(arguments), log, environment=one) for one in own]
+        codes, said = [self.wait(pid) for pid in started], log.read_text()
+        assert codes == [0] * count, said[-3000:]
+        return said
 
     def tell(self, verb: str, arguments: list[str], said: Path, *, file_bytes: int | None = None) -> tuple[int, str]:
         """(exit code, what it said), and the file `said` holds that alone."""
@@ -116,7 +149,9 @@ def serve() -> None:
     for name in WARM:
         importlib.import_module(name)
     print(json.dumps({"can_mount": can_mount}), file=answers, flush=True)
-    orders = {"start": _start, "wait": _wait, "ended": _ended, "mount": mount, "unmount": unmount}
+    orders = {
+        "start": _start, "wait": _wait, "ended": _ended, "halted": _halted, "mount": mount, "unmount": unmount
+    }  # fmt: skip
     for line in sys.stdin:
         order = json.loads(line)
         print(json.dumps(orders[order.pop("do")](**order)), file=answers, flush=True)  # type: ignore[operator]
@@ -148,26 +183,29 @@ def unmount(folder: str) -> bool:
     return bool(ctypes.CDLL(None, use_errno=True).umount2(folder.encode(), DETACH) == 0)
 
 
-def _start(verb: str, arguments: list[str], log: str, file_bytes: int | None) -> int:
+def _start(verb: str, arguments: list[str], log: str, how: dict[str, Any]) -> int:
     reader, out = -1, -1
-    if file_bytes is None:
+    if how["file_bytes"] is None:
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     else:  # the limit is on files, and not on what is said
         reader, out = os.pipe()
         fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, SAID_BYTES)
     pid = os.fork()
     if pid == 0:
-        _be(verb, arguments, out, file_bytes)
+        _be(verb, arguments, out, **how)
     os.close(out)
     if reader >= 0:
         HEARD[pid] = reader, log
     return pid
 
 
-def _be(verb: str, arguments: list[str], out: int, file_bytes: int | None) -> None:
+def _be(
+    verb: str, arguments: list[str], out: int, file_bytes: int | None, halt: str | None, environment: dict[str, str]
+) -> None:  # fmt: skip
     """Become the command; never returns."""
     code = 1
     try:
+        os.environ.update(environment)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out, 1)
         os.dup2(out, 2)
@@ -176,6 +214,8 @@ def _be(verb: str, arguments: list[str], out: int, file_bytes: int | None) -> No
         from infer.stopping import forget
 
         forget()  # its clock starts now
+        if halt is not None:
+            _halt_at(halt)
         sys.argv = [f"{verb}/__main__.py", *arguments]
         importlib.import_module(f"{verb}.cli").main()
         code = 0
@@ -189,6 +229,33 @@ def _be(verb: str, arguments: list[str], out: int, file_bytes: int | None) -> No
             with contextlib.suppress(OSError):
                 stream.flush()
         os._exit(code)
+
+
+def _halt_at(pattern: str) -> None:
+    """Stand still, once, at the next file after a path of this pattern is there: decided by the run, by no clock."""
+    waits, own = True, os.getpid()
+
+    def look(event: str, _: object) -> None:
+        nonlocal waits
+        if not waits or not event.startswith(TOUCHES) or os.getpid() != own:
+            return
+        waits = False  # looking touches files too
+        if glob.glob(pattern):
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # this thread goes no instruction further
+        else:
+            waits = True
+
+    sys.addaudithook(look)
+
+
+def _halted(pid: int) -> bool:
+    """Whether it stands still; False where it has ended."""
+    end = time.monotonic() + LONGEST_S
+    while (found := os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT)) is None:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.002)
+    return found.si_code == os.CLD_STOPPED
 
 
 def _ended(pid: int) -> bool:
