@@ -25,9 +25,13 @@ def main(arguments: list[str] | None = None) -> int:
     """0 once the cutoff is found (and written) or judged, 2 for what a person has to mend."""
     given = _parser().parse_args(arguments)
     from infer.cutoffs import read_cutoff, write_cutoff
+    from infer.outputs import refuse_replaced
 
     try:
         _refuse(given)
+        if given.out:
+            read = {"TABLE": given.table, "--judge": given.judge} if given.table.is_file() else {"--judge": given.judge}
+            refuse_replaced({name: path for name, path in read.items() if path}, given.out)
         predictions = read_labelled(given.table)
         cutoff = read_cutoff(given.decision, predictions.labels) if given.decision else _fitted(given, predictions)
         others = read_labelled(given.judge) if given.judge else None

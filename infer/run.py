@@ -14,6 +14,7 @@ from infer.blend_runs import blend_runs
 from infer.calibration.temperature import apply_temperature
 from infer.checkpoints import find_checkpoints, run_temperature
 from infer.logs import log, open_log
+from infer.outputs import files_written, inputs_of, refuse_inputs_among, where_written
 from infer.predictions import Predictions
 from infer.ranks import is_main, wait_for_all
 from infer.readers.by_method import reader_kind
@@ -24,6 +25,7 @@ from models.tasks.arena import LABELS
 
 def run(settings: Settings) -> Predictions | Path:
     """Predict the test rows, blend finished runs, or read a table of texts; the table, or where it was written."""
+    refuse_inputs_among(inputs_of(settings), files_written(settings), where_written(settings))
     if settings.method.name == "blend":
         return blend_runs(settings)
     if isinstance(settings.task, TextTask):

@@ -22,6 +22,7 @@ from models.tasks.files import write_atomically
 from models.tasks.text import LABEL_COLUMN, RowSource, TextRow
 
 LABELS_FILE = "labels.csv"
+BAD_ROWS_FILE = "bad_rows.csv"
 NOTES_FILE = "reasoning.jsonl"
 ANSWERS_FILE = "answers.jsonl"  # in its place where answers are written or asked for
 PLAIN_STEM = "predictions"  # what experiments call their table

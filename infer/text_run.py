@@ -29,6 +29,7 @@ from infer.readers.by_method import Reader, asked_fields, identify, reader_kind,
 from infer.readers.reasoning_notes import report_reasoning
 from infer.table_summary import report, summarise, summary_columns
 from infer.text_files import (
+    BAD_ROWS_FILE,
     LABELS_FILE,
     PLAIN_STEM,
     beside,
@@ -46,7 +47,6 @@ from models.tasks.damaged_rows import BadRow
 from models.tasks.skills import open_task_rows
 from models.tasks.text import RowSource, Survey, TextRow
 
-BAD_ROWS_FILE = "bad_rows.csv"
 RESERVE_S = 2.0  # of the time budget: to end whole
 PAGE_ROWS = 100_000  # of a table that gets a page by itself: ten seconds
 

@@ -31,10 +31,9 @@ from infer.readers.answer_notes import report_answers
 from infer.readers.by_method import reader_kind
 from infer.readers.reasoning_notes import report_reasoning
 from infer.table_summary import report, summarise, summary_columns
-from infer.text_files import notes_file, write_notes
+from infer.text_files import BAD_ROWS_FILE, notes_file, write_notes
 from infer.text_reading import TextReading
 from infer.text_run import (
-    BAD_ROWS_FILE,
     check_calibrator,
     list_bad_rows,
     open_source,

@@ -22,6 +22,7 @@ from infer.compare.table import WayTable, read_way_table
 from infer.compare.ways import Done, Way, run_ways
 from infer.files import write_frame
 from infer.logs import log, open_log
+from infer.outputs import files_written, inputs_of, refuse_inputs_among
 from infer.ranks import world_size
 from models.settings import Settings
 
@@ -43,6 +44,7 @@ def compare(settings: Settings, ways: Sequence[Way]) -> Path:
         raise ValueError(
             f"compare.ways under {world_size()} processes: each way is a process of its own. Start it without launcher."
         )
+    refuse_inputs_among(inputs_of(settings), files_written(settings), "output=... and out_dir=...")
     folder, output = comparison_folder(settings), Path(str(settings.output))
     open_log(folder / "compare.log", main=True)
     rows = draw_rows(settings, folder)

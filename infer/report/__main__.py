@@ -19,10 +19,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--texts", type=Path, help="the table of the rows' texts; default: as the run's settings say")
     parser.add_argument("--text-column", help="its column of texts; default: as the run's settings say, else text")
     given = parser.parse_args(arguments)
+    from infer.outputs import refuse_replaced
     from infer.report import write_report
     from infer.report.run_folder import from_run, from_table
 
     try:
+        if given.out:
+            read = {"PATH": given.run / "heldout.csv" if given.run.is_dir() else given.run, "--texts": given.texts}
+            refuse_replaced({name: path for name, path in read.items() if path}, given.out)
         if given.run.is_dir():
             content, beside = (
                 from_run(given.run, texts=given.texts, text_column=given.text_column),
