@@ -4,9 +4,10 @@ A pass is one checkpoint reading every row in one order of its answers. Each is 
 a finished chunk is a part (infer.parts), so that a kill costs one chunk, and the same command goes on.
 
 With time_budget_minutes the passes go by their worth: every checkpoint in the order as given, the best on its held-out
-rows first, then every checkpoint with the answers exchanged. What the time does not reach is left out and said: swap
-averaging first, then folds, and a row that no pass has read gets the mean of the others. The parts then stay, so that
-the same command reads what is missing.
+rows first, then every checkpoint with the answers exchanged. Each goes from the shortest rows on: the first chunk, of
+which nobody knows how long it takes, is then the least, and more rows are read by the end. What the time does not reach
+is left out and said: swap averaging first, then folds, and a row that no pass has read gets the mean of the others. The
+parts then stay, so that the same command reads what is missing.
 
 Knows checkpoints, passes and time; never a network.
 """
@@ -193,7 +194,7 @@ class ArenaPasses:
                 log.warning(f"left out, {'swap averaging' if order else 'folds'}: {named}")
         unread = int((~read.any(axis=0)).sum())
         if unread:
-            log.warning(f"{unread} rows were read by no checkpoint and get the mean prediction, the shortest rows")
+            log.warning(f"{unread} rows were read by no checkpoint and get the mean prediction, the longest rows")
         log.warning(f"what was read is kept in {self.output}.parts: the same command reads what is missing")
 
     def _pieces(self) -> Iterator[tuple[int, _Piece]]:
@@ -202,8 +203,9 @@ class ArenaPasses:
         numbered = {one: number * count for number, one in enumerate(self.passes)}
         if self.settings.time_budget_minutes is not None:
             worth = self._by_heldout()
+            shortest_first = [*enumerate(self.chunks.rows)][::-1]
             for one in sorted(self.passes, key=lambda one: (one.order, worth.index(one.checkpoint))):
-                yield from ((numbered[one] + at, _Piece(one, rows)) for at, rows in enumerate(self.chunks.rows))
+                yield from ((numbered[one] + at, _Piece(one, rows)) for at, rows in shortest_first)
             return
         for checkpoint in range(len(self.checkpoints)):  # both orders of a chunk together: a checkpoint is loaded once
             mine = [one for one in self.passes if one.checkpoint == checkpoint]
@@ -253,7 +255,7 @@ class ArenaPasses:
         if fit >= len(order):
             log.info(said)
         else:
-            named = ", ".join(self._name(one) for one in order[max(fit, 1) :]) or "the shortest rows"
+            named = ", ".join(self._name(one) for one in order[max(fit, 1) :]) or "the longest rows"
             log.warning(f"{said}: expected to be left out, in whole or in part: {named}")
 
     def _name(self, one: Pass) -> str:

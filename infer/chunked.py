@@ -21,7 +21,7 @@ from infer.pace import Pace
 from infer.parts import Parts
 from infer.predictions import OTHER_COLUMN
 from infer.ranks import RankError, any_of, is_main, wait_for_all, world_size
-from infer.stopping import Stopped, asked_to_stop, finishing_steps, time_left_s
+from infer.stopping import Stopped, TimeSpent, asked_to_stop, finishing_steps, no_longer_than, time_left_s
 
 if TYPE_CHECKING:
     from infer.readers.label import LabelReading
@@ -30,7 +30,6 @@ P, LOG_P = "p_", "logp_"
 # A chunk that takes longer than this is given up at a signal, where a shorter one is finished: a spot machine or a
 # notebook is killed 10 to 30 s after its SIGTERM.
 FINISH_S = 5.0
-LATE = 1.5  # a chunk is begun only where this many times its expected seconds are left
 
 Read = Callable[[Any, int, Sequence[Any]], tuple[pd.DataFrame, Mapping[str, Any]]]
 
@@ -71,30 +70,33 @@ def fill_parts(
     rows: of all chunks, for the progress bar. cost: of a chunk, in a unit that grows as its time does; by it and `pace`
     is told whether one more fits. todo: which chunks this process reads; None: its share of those without a part.
     With a time budget a chunk that does not fit, its model's loading included, is left out, and a shorter one after it
-    is read. Raises OutOfTime, in every process, where the time budget less reserve_s leaves chunks out; Stopped at a
-    signal; RankError where this process, of several, could not read a chunk.
+    is read. How long the first load and the first chunk take nobody knows: they are broken off when the budget less
+    reserve_s is spent, as any other would be, so that what is overrun is one call into C (infer.stopping).
+    Raises OutOfTime, in every process, where the time budget less reserve_s leaves chunks out; Stopped at a signal;
+    RankError where this process, of several, could not read a chunk.
     """
     loaded: Any = None
     named: Hashable = None
     pace, todo = pace or Pace(), todo or parts.todo
-    count, done, kept, seconds, late = 0, 0, 0, 0.0, False
+    count, done, kept, seconds, late, ended = 0, 0, 0, 0.0, False, False
 
-    def fits(expected: float | None, load_s: float) -> bool:
-        return LATE * (expected or 0.0) + load_s < time_left_s() - reserve_s
+    def left_s() -> float:
+        return time_left_s() - reserve_s
 
+    bounded = no_longer_than(left_s()) if left_s() > 0 else nullcontext()  # nothing is begun then
     try:
-        with tqdm(total=rows, desc="reading", unit="row", disable=not is_main() or None) as bar:
+        with bounded, tqdm(total=rows, desc="reading", unit="row", disable=not is_main() or None) as bar:
             for number, chunk in chunks:
                 _stop_if_asked()
                 count = max(count, number + 1)
                 if todo(number):
                     expected, other = pace.seconds(cost(chunk)), loaded is None or model(chunk) != named
-                    fit = fits(expected, pace.load_s if other else 0.0)
+                    fit = pace.fits(cost(chunk), left_s(), load=other)
                     if fit and other:
                         loaded, named, begun = None, model(chunk), time.monotonic()  # the old one goes first
                         loaded = load(named)
                         pace.load_s = time.monotonic() - begun
-                        fit = fits(expected, 0.0)  # by now
+                        fit = pace.fits(cost(chunk), left_s(), load=False)  # by now
                     if fit:
                         with finishing_steps() if expected is not None and expected <= FINISH_S else nullcontext():
                             begun = time.monotonic()
@@ -103,9 +105,14 @@ def fill_parts(
                             seconds += time.monotonic() - begun
                             done += len(chunk)
                     late |= not fit
+                    if late and left_s() <= 0:  # nothing after it fits: it need not even be parsed
+                        break
                 elif world_size() == 1:
                     kept += len(chunk)
                 bar.update(len(chunk))
+            ended = True
+    except TimeSpent:
+        late |= not ended
     except Stopped as stopped:
         raise Stopped(stopped.signal_number, _kept(parts, kept + done, rows)) from None
     except ValueError as error:
@@ -113,8 +120,9 @@ def fill_parts(
             raise
         raise RankError(str(error)) from error
     if _in_any(late, parts):  # every process comes here once its share is done
+        none = "" if done else " No chunk was read to its end: give more time, or smaller chunks (engine.chunk_rows)."
         raise OutOfTime(
-            f"time_budget_minutes is spent: {_kept(parts, kept + done, rows)} It has the whole budget again then."
+            f"time_budget_minutes is spent: {_kept(parts, kept + done, rows)} It has the whole budget again then.{none}"
         )
     if kept:
         log.info(f"{kept} rows were there already")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+LATE = 1.5  # a piece is begun only where this many times its expected seconds are left
 RECENT = 5  # pieces whose slowness counts by itself: a machine may be shared from now on
 
 
@@ -35,3 +36,10 @@ class Pace:
         if not self._pieces or not recent or not self._cost:
             return None
         return cost * max(self._seconds / self._cost, sum(seconds for _, seconds in self._recent) / recent)
+
+    def fits(self, cost: float, left_s: float, *, load: bool) -> bool:
+        """Whether a piece of this cost should be done within left_s, the loading of a model before it included.
+
+        As long as no piece was done, none was loaded, that is whether any time is left.
+        """
+        return LATE * (self.seconds(cost) or 0.0) + (self.load_s if load else 0.0) < left_s

@@ -4,12 +4,15 @@ SIGTERM (a spot machine, a notebook's time-out) and SIGINT (Ctrl-C) raise Stoppe
 its place is whole, and what was being written goes. Inside `finishing_steps` they wait: the loop asks `asked_to_stop`
 between its steps, saves, and raises Stopped itself. A second signal, AGAIN_S after the first, waits for nothing.
 
-Knows signals and clocks; never what a step is.
+The end of the budget is looked for between the pieces of the work; `no_longer_than` bounds a piece whose length nobody
+knows yet. Knows signals and clocks; never what a step is.
 """
 
 from __future__ import annotations
 
+import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -35,6 +38,10 @@ class Stopped(BaseException):
         self.exit_code = SIGNAL_CODE + signal_number
         said = f"Stopped by {signal.Signals(signal_number).name}"
         super().__init__(f"{said}: {done}" if done else f"{said}. The same command goes on.")
+
+
+class TimeSpent(BaseException):
+    """A block has taken all the time it was given. Not an Exception: nobody may take it for a failed row."""
 
 
 def listen() -> None:
@@ -84,7 +91,42 @@ def set_time_budget(minutes: float | None) -> None:
 def time_left_s() -> float:
     """Seconds until the time budget is spent, negative after; infinity without a budget."""
     deadline = _state["deadline"]
-    return float("inf") if deadline is None else deadline - time.monotonic()
+    return math.inf if deadline is None else deadline - time.monotonic()
+
+
+@contextmanager
+def no_longer_than(seconds: float) -> Iterator[None]:
+    """Raises TimeSpent where the process stands in the block, or as it ends, once so many seconds are over.
+
+    Raised again and again, AGAIN_S apart: the first may meet a finaliser, or code that passes over errors. A call into
+    C (an operation of a network, a tensor read from the disk) ends first: by its length the block may take longer.
+    Infinity, a thread other than the main one and Windows have no such bound.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if math.isinf(seconds) or sys.platform == "win32" or not main:
+        yield
+        return
+
+    end = time.monotonic() + seconds
+
+    def spent(*_: object) -> None:
+        left = end - time.monotonic()  # this clock decides, as it does for time_left_s; the alarm only asks it
+        if left <= 0:
+            raise TimeSpent
+        signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3), AGAIN_S)
+
+    if seconds <= 0:
+        spent()
+    before = signal.signal(signal.SIGALRM, spent)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_S)
+    try:
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:  # again, where the one above was interrupted
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def forget() -> None:

@@ -63,6 +63,11 @@ class TextReading:
             return replace(reading, spread=None)
         return reading if reading.spread is not None else replace(reading, spread=np.full(len(reading.other), np.nan))
 
+    @staticmethod
+    def cost(chunk: Sequence[TextRow]) -> float:
+        """Of reading a chunk, in a unit of its own that grows as its time does: the characters of its texts."""
+        return float(sum(len(text) for row in chunk for text in row.fields.values()) + len(chunk))
+
     def schema(self) -> Any:
         """Of the table, a pyarrow schema."""
         strings = ["id", *([LABEL_COLUMN] if self.source.label_column else []), *self.source.keep_columns]

@@ -45,7 +45,7 @@ from models.settings import Settings
 from models.tasks.bad_rows import write_bad_rows
 from models.tasks.damaged_rows import BadRow
 from models.tasks.skills import open_task_rows
-from models.tasks.text import RowSource, Survey, TextRow
+from models.tasks.text import RowSource, Survey
 
 RESERVE_S = 2.0  # of the time budget: to end whole
 PAGE_ROWS = 100_000  # of a table that gets a page by itself: ten seconds
@@ -196,16 +196,12 @@ def _read_all(reading: TextReading, output: Path, identity: Mapping[str, Any]) -
             lambda _: reading.load(),
             reading.read,
             rows=survey.rows,
-            cost=_characters,
+            cost=reading.cost,
             reserve_s=RESERVE_S,
         )
         if is_main():
             _finish(reading, parts, count, len(survey.bad_rows))
     wait_for_all()
-
-
-def _characters(chunk: Sequence[TextRow]) -> float:
-    return float(sum(len(text) for row in chunk for text in row.fields.values()) + len(chunk))
 
 
 def _finish(reading: TextReading, parts: Parts, count: int, bad_rows: int) -> None:

@@ -27,8 +27,8 @@ from test_arena_passes import (  # noqa: F401  fixtures
 )
 
 from infer import arena_passes, order_readers, stopping
-from infer.chunked import LATE
 from infer.order_readers import OrderReader
+from infer.pace import LATE
 from infer.parts import Parts
 
 

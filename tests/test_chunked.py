@@ -79,6 +79,35 @@ def test_no_chunk_is_begun_where_its_models_loading_has_taken_the_time(tmp_path:
     assert stopping.time_left_s() > -0.5
 
 
+@pytest.mark.parametrize(("load_s", "loaded"), [(100, []), (0, [None])])
+def test_a_first_load_and_a_first_chunk_end_with_the_time(tmp_path: Path, load_s: float, loaded: list[None]) -> None:
+    """Nobody knows how long they take: here 100 s each, of a budget of 0.5."""
+    seconds(0.5)
+    done, loads = filled(tmp_path, [100, 1, 1], load_s=load_s, unit_s=1)
+    assert (done, loads) == ([], loaded)
+    assert stopping.time_left_s() > -20, "the 20 s are for a busy machine"
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    stopping.forget()
+    assert filled(tmp_path, [0.01, 0.01, 0.01]) == ([0, 1, 2], [None])
+
+
+def test_when_the_time_is_over_no_further_row_is_parsed(tmp_path: Path) -> None:
+    seconds(-1)
+    parsed: list[int] = []
+
+    def chunks() -> Iterator[tuple[int, list[float]]]:
+        for number in range(100):
+            parsed.append(number)
+            yield number, [1.0]
+
+    with (
+        open_parts(tmp_path / "out.parquet", {"of": "a test"}, SCHEMA) as parts,
+        pytest.raises(OutOfTime, match=r"No chunk was read to its end: give more time, or smaller chunks"),
+    ):
+        fill_parts(parts, chunks(), lambda _: None, lambda *_: (pd.DataFrame(), {}), rows=100)
+    assert parsed == [0]
+
+
 def test_a_load_is_no_chunks_time_and_the_next_one_is_reckoned_with(tmp_path: Path, clock) -> None:
     """The load takes as long as ten chunks; all of the first model's fit, and then no other load does."""
     seconds(1 + 10 * 0.1 + 0.8)

@@ -26,6 +26,7 @@ pytest.importorskip("ray", reason='Ray is not installed: pip install "ray[data]"
 
 ROWS = 640
 WAIT_S = 300.0  # on a busy machine
+BUDGET_S = 60.0
 
 
 @pytest.fixture
@@ -65,8 +66,9 @@ def overrides(folder: Path, *, workers: int) -> list[str]:
     return ["runner=ray", f"input={folder / 'in'}", f"ray.actors={workers}", "ray.cpus_per_actor=1"]
 
 
-def start(folder: Path, model: str, ray_folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "infer", *arguments(folder, model, *overrides(folder, workers=2), output="out")]
+def start(folder: Path, model: str, ray_folder: Path, *more: str) -> subprocess.Popen[str]:
+    given = arguments(folder, model, *overrides(folder, workers=2), *more, output="out")
+    command = [sys.executable, "-m", "infer", *given]
     environment = os.environ | {"RAY_TMPDIR": str(ray_folder), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -174,3 +176,27 @@ def test_a_stopped_and_a_killed_driver_leave_parts_and_no_process(
     assert f"{len(killed)} parts are there already" in said
     assert_as_local(tmp_path, tiny_language_model)
     assert killed.items() <= {path.name: path.stat().st_ino for path in parts(tmp_path)}.items()
+
+
+@pytest.mark.slow
+def test_a_time_budget_ends_in_time_and_the_same_command_reads_the_rest(
+    tmp_path: Path, tiny_language_model: str, ray_folder: Path
+) -> None:
+    """Long rows, so that reading them all takes longer than Ray's start and the budget."""
+    rows = reviews(ROWS)
+    rows["text"] = [f"{text} " * 300 for text in rows["text"]]
+    (tmp_path / "in").mkdir()
+    rows.to_parquet(tmp_path / "in" / "a.parquet", row_group_size=80)
+    minutes = [f"time_budget_minutes={BUDGET_S / 60}", "engine.max_tokens=2048"]
+    begun = time.monotonic()
+    process = start(tmp_path, tiny_language_model, ray_folder, *minutes)
+    said, errors = process.communicate(timeout=WAIT_S)
+    seconds = time.monotonic() - begun
+    print(f"{seconds:.1f} s of {BUDGET_S}", said[-2000:], errors[-2000:])
+    assert process.returncode == 2 and "time_budget_minutes is spent" in errors, errors
+    assert "chunks of a.parquet. The same command goes on from there" in errors
+    assert seconds < BUDGET_S + 15, "Python's own start and end are not of the budget"
+    assert not ray_processes(ray_folder)
+    made = {path.name: path.stat().st_ino for path in parts(tmp_path)}
+    assert len(made) < 80 and not (tmp_path / "out" / "_record.json").exists()
+    assert not (tmp_path / "out" / "_reading").exists()

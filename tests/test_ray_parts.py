@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,12 @@ from conftest import compose
 from ray_jobs import job_of, receipts, table
 from text_runs import reviews, settings_of
 
-from infer import stopping
-from infer.chunked import OutOfTime
 from infer.cluster.inputs import InputFile, named_files
 from infer.cluster.part_folder import OpenFolder
-from infer.cluster.pool import _within_the_time, fitting_pool, require_ray
+from infer.cluster.pool import fitting_pool, require_ray
 from infer.cluster.run import run_on_ray
-from infer.cluster.slices import Slice, slices_to_read
-from infer.stopping import forget, set_time_budget
+from infer.cluster.slices import Slice, said_missing, slices_to_read
+from infer.text_reading import TextReading
 from infer.text_run import reading_identity
 
 
@@ -173,23 +171,36 @@ def test_a_missing_ray_is_answered_with_the_line_that_installs_it(monkeypatch: p
         require_ray()
 
 
-def test_the_end_of_the_time_is_raised_until_it_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infer.cluster.pool.AGAIN_S", 0.2)
-    set_time_budget(0.2 / 60 + (time.monotonic() - stopping._started) / 60)
-    swallowed = 0
-    try:
-        with pytest.raises(OutOfTime, match="time_budget_minutes is spent"), _within_the_time():
-            for _ in range(20):
-                try:
-                    time.sleep(0.5)
-                except Exception:  # as Ray's own code has it
-                    swallowed += 1
-                    if swallowed == 3:
-                        raise
-    finally:
-        forget()
-    assert swallowed == 3
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+def test_a_worker_begins_no_chunk_that_its_pace_says_would_be_late(
+    tmp_path: Path, tiny_language_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks that are there are told all the same; what is left is said and read by the next launch."""
+    table(tmp_path / "in" / "a.parquet", 40)
+    table(tmp_path / "in" / "b.csv", 40)
+    job, files = job_of(tmp_path, tiny_language_model)
+    fill = TextReading.fill
+
+    def slow(reading: TextReading, reader: Any, rows: Any) -> Any:
+        time.sleep(2)
+        return fill(reading, reader, rows)
+
+    with OpenFolder(job.parts, reading_identity(job.settings), files) as folder:
+        receipts(job, [Slice(files[0], 0, 2)])  # and what it takes to load and read for the first time in this process
+        with monkeypatch.context() as patch:
+            patch.setattr(TextReading, "fill", slow)
+            begun = time.time()
+            short = replace(job, deadline=begun + 6)
+            found = receipts(short, [Slice(files[0], 0, 5), Slice(files[1], 0, None)])
+        assert time.time() < short.deadline
+        kinds = ["late" if "late" in one else "read" for one in found]
+        assert kinds[:3] == ["read"] * 3 and kinds[-2:] == ["late"] * 2 and 2 <= len(kinds) - 3 <= 3, found
+        done = folder.done()
+        assert done["b.csv"] == set() and 3 <= len(done["a.parquet"]) < 5
+        said = said_missing(files, done, folder.ends(), 8)
+        assert said == f"{5 - len(done['a.parquet'])} of 5 chunks of a.parquet, all of b.csv"
+        over = replace(job, deadline=time.time() - 1)
+        monkeypatch.setattr("infer.cluster.worker.ReadingJob.reading", None)  # no file is opened
+        assert [one["late"] for one in receipts(over, [Slice(file, 0, None) for file in files])] == [True, True]
 
 
 @pytest.mark.parametrize(

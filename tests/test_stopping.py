@@ -64,6 +64,31 @@ class Child:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), lines
 
 
+@pytest.mark.parametrize("deaf", [0, 3])
+def test_a_block_is_told_that_its_time_is_over_until_it_hears(deaf: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that passes over errors takes the first ones."""
+    monkeypatch.setattr(stopping, "AGAIN_S", 0.2)
+    before, heard = signal.getsignal(signal.SIGALRM), 0
+    with pytest.raises(stopping.TimeSpent), stopping.no_longer_than(0.1):
+        while heard <= deaf:
+            try:
+                time.sleep(60)
+            except BaseException:
+                heard += 1
+                if heard > deaf:
+                    raise
+    assert heard == deaf + 1
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0) and signal.getsignal(signal.SIGALRM) is before
+
+
+def test_a_block_that_ends_in_time_hears_nothing() -> None:
+    with stopping.no_longer_than(0.3):
+        pass
+    time.sleep(0.5)
+    with pytest.raises(stopping.TimeSpent), stopping.no_longer_than(0):
+        pytest.fail("it was begun")
+
+
 def wait(seconds: float = 30) -> None:
     """Until a signal was received, or much too long."""
     end = time.monotonic() + seconds

@@ -19,10 +19,12 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from infer.calibration.calibrator import load_calibrator
+from infer.chunked import OutOfTime
 from infer.cluster.inputs import InputFile, named_files, read_input, refuse_address, said_rows
 from infer.cluster.part_folder import THREADS, OpenFolder, PartFolder
-from infer.cluster.pool import read_slices, require_ray, worker_pool
-from infer.cluster.slices import chunk_count, slices_to_read
+from infer.cluster.pool import END_S, read_slices, require_ray, worker_pool
+from infer.cluster.receipts import Receipts
+from infer.cluster.slices import chunk_count, said_missing, slices_to_read
 from infer.cluster.worker import ReadingJob, for_file
 from infer.logs import log, open_log
 from infer.part_files import read_extras
@@ -30,6 +32,7 @@ from infer.ranks import world_size
 from infer.readers.answer_notes import report_answers
 from infer.readers.by_method import reader_kind
 from infer.readers.reasoning_notes import report_reasoning
+from infer.stopping import TimeSpent, time_left_s
 from infer.table_summary import report, summarise, summary_columns
 from infer.text_files import BAD_ROWS_FILE, notes_file, write_notes
 from infer.text_reading import TextReading
@@ -48,7 +51,7 @@ from models.tasks.seen import SeenTexts
 from models.tasks.tables import Table, stream_table
 from models.tasks.text import RowSource, read_id
 
-REFUSALS_NAMED = 3
+RESERVE_S, RESERVE_S_PER_PART = 2.0, 5e-3  # of the time budget: the record, which took 0.55 s for 80 parts
 
 
 def run_on_ray(settings: Settings) -> Path:
@@ -166,37 +169,43 @@ def _refuse_repeated(files: Sequence[InputFile], source: RowSource, given: str, 
 
 
 def _read_all(folder: OpenFolder, job: ReadingJob, done: Mapping[str, set[int]]) -> dict[str, Any]:
-    """What is not done, read by workers; the figures of this launch. Raises ValueError where rows were refused."""
-    kept, chunk_rows = sum(map(len, done.values())), job.settings.engine.chunk_rows
-    refused: list[str] = []
-    rows, started, busy_s, first_s = 0, time.monotonic(), 0.0, 0.0
-    with worker_pool(job) as pool:
-        slices = slices_to_read(folder.files, done, folder.ends(), chunk_rows=chunk_rows, workers=pool.actors)
-        log.info(f"{len(slices)} slices for {pool.line}" + (f"; {kept} parts are there already" if kept else ""))
-        total = sum(file.rows or 0 for file in folder.files)
-        with tqdm(total=total or None, desc="reading", unit="row", disable=None) as bar:
-            for receipt in read_slices(pool, job, slices):
-                if "refused" in receipt:
-                    refused.append(receipt["refused"])
-                    continue
-                if receipt["chunk"] in done[receipt["file"]]:  # of an earlier launch, passed over on the way
-                    continue
-                first_s = first_s or time.monotonic() - started
-                rows, busy_s = rows + receipt["rows"], busy_s + receipt["seconds"]
-                bar.update(receipt["rows"])
-    seconds = time.monotonic() - started
-    log.info(
-        f"{rows} rows read in {seconds:.1f} s, {rows / seconds:.1f} rows/s; the first part was there after "
-        f"{first_s:.1f} s: Ray's start, the model's and its own"
-    )
-    if refused:
-        more = f"; and {len(refused) - REFUSALS_NAMED} more" if len(refused) > REFUSALS_NAMED else ""
-        raise ValueError(
-            f"{len(refused)} chunks of {chunk_rows} rows were refused, the rest is in "
-            f"{folder.folder}: {'; '.join(refused[:REFUSALS_NAMED])}{more}"
+    """What is not done, read by workers; the figures of this launch.
+
+    The workers begin no chunk that would not be in its place when the merge has to begin. Raises ValueError where rows
+    were refused, and OutOfTime, which says what is missing, where the time budget leaves chunks out.
+    """
+    chunk_rows = job.settings.engine.chunk_rows
+    found, ended = Receipts({name: set(chunks) for name, chunks in done.items()}), False
+    kept = found.parts
+    in_time = replace(job, deadline=time.time() + time_left_s() - _reserve_s(folder, chunk_rows))
+    try:
+        with worker_pool(in_time) as pool:
+            slices = slices_to_read(folder.files, done, folder.ends(), chunk_rows=chunk_rows, workers=pool.actors)
+            log.info(f"{len(slices)} slices for {pool.line}" + (f"; {kept} parts are there already" if kept else ""))
+            total = sum(file.rows or 0 for file in folder.files)
+            with tqdm(total=total or None, desc="reading", unit="row", disable=None) as bar:
+                for receipt in read_slices(pool, in_time, slices):
+                    bar.update(found.take(receipt))
+            ended = True
+    except TimeSpent:
+        found.late |= not ended
+    figures = found.figures()
+    refused = f"{len(found.refused)} chunks of {chunk_rows} rows were refused" if found.refused else ""
+    if found.late:
+        raise OutOfTime(
+            f"time_budget_minutes is spent: {found.parts} parts are read and kept in {folder.folder}. Missing are "
+            f"{said_missing(folder.files, found.made, folder.ends(), chunk_rows)}. The same command goes on from "
+            f"there, and has the whole budget again.{f' {refused}: {found.said_refused()}' if refused else ''}"
         )
-    figures = {"seconds": seconds, "seconds_to_first_part": first_s, "worker_seconds": busy_s}
-    return {"rows_read": rows, **{key: round(value, 3) for key, value in figures.items()}}
+    if refused:
+        raise ValueError(f"{refused}, the rest is in {folder.folder}: {found.said_refused()}")
+    return figures
+
+
+def _reserve_s(folder: OpenFolder, chunk_rows: int) -> float:
+    """Seconds of the time budget that are kept back to end Ray and to write the record of all parts."""
+    counts = [chunk_count(file, folder.parts.end(file), chunk_rows) for file in folder.files]
+    return END_S + RESERVE_S + RESERVE_S_PER_PART * sum(count or 0 for count in counts)
 
 
 def _finish(folder: OpenFolder, job: ReadingJob, source: RowSource, launch: Mapping[str, Any]) -> None:

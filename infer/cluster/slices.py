@@ -16,6 +16,8 @@ from pathlib import Path
 
 from infer.cluster.inputs import InputFile
 
+MISSING_NAMED = 5  # files
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -59,6 +61,21 @@ def slices_to_read(
 def chunk_count(file: InputFile, end: int | None, chunk_rows: int) -> int | None:
     """How many chunks a file has; None for a text file that nobody has read to its end."""
     return end if file.rows is None else ceil(file.rows / chunk_rows)
+
+
+def said_missing(
+    files: Sequence[InputFile], done: Mapping[str, set[int]], ends: Mapping[str, int | None], chunk_rows: int
+) -> str:
+    """`12 of 38 chunks of a.parquet, all of b.csv but 7 chunks and chunks of 3 more files`."""
+    said: list[str] = []
+    for file in files:
+        count, there = chunk_count(file, ends[file.name], chunk_rows), len(done[file.name])
+        if count is None:
+            said.append(f"all of {file.name} but {there} chunks" if there else f"all of {file.name}")
+        elif there < count:
+            said.append(f"{count - there} of {count} chunks of {file.name}")
+    more = f" and chunks of {len(said) - MISSING_NAMED} more files" if len(said) > MISSING_NAMED else ""
+    return ", ".join(said[:MISSING_NAMED]) + more
 
 
 def _shares(one: Slice, wanted: int) -> int:

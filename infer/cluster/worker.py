@@ -7,6 +7,7 @@ Knows slices and parts; never Ray, which makes an actor of it.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import time
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from infer.cluster.part_folder import PartFolder
 from infer.cluster.slices import Slice
 from infer.logs import open_log
+from infer.pace import Pace
 from infer.part_files import part_frame
 
 if TYPE_CHECKING:
@@ -34,12 +36,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReadingJob:
-    """What every worker of a run needs. settings: their task.input_csv is another in every slice."""
+    """What every worker of a run needs. settings: their task.input_csv is another in every slice.
+
+    deadline: by the machines' clocks (time.time()), when the last part is to be in its place; infinity: whenever.
+    """
 
     settings: Settings
     calibrator: Calibrator | None
     decision: Decision | Cutoff | None
     parts: PartFolder
+    deadline: float = math.inf
+
+    def left_s(self) -> float:
+        return self.deadline - time.time()
 
     def reading(self, path: Path) -> TextReading:
         """What is done with the rows of one file, once its head is checked."""
@@ -62,13 +71,15 @@ class SliceReader:
 
     A receipt: file, chunk, rows, seconds, pid, host; `refused` with a sentence where the rows of a chunk could
     not be read, one that is too long for the memory among them, and `failed` with one where no other chunk can be
-    either (the model, the disk). Rows that task.on_bad_row leaves out are kept beside their chunk's part.
+    either (the model, the disk). `late`: at the pace of this worker the chunk would not be done by the deadline, and
+    the rest of its slice is left. Rows that task.on_bad_row leaves out are kept beside their chunk's part.
     """
 
     def __init__(self, job: ReadingJob) -> None:
         open_log(None, main=False)
         self._job = job
         self._reader: Reader | None = None
+        self._pace = Pace()
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, list[str]]]:
         own = {"pid": os.getpid(), "host": socket.gethostname()}
@@ -78,13 +89,19 @@ class SliceReader:
 
     def _read(self, one: Slice) -> Iterator[dict[str, Any]]:
         at, said = one.first, ""
+        if self._job.left_s() <= 0:  # its file need not even be opened
+            yield {"file": one.file.name, "chunk": at, "late": True}
+            return
         while one.stop is None or at < one.stop:  # once, but for what a refused chunk leaves behind it
             try:
                 reading = self._job.reading(one.file.path)
                 bad_rows: list[BadRow] = []
                 for number, rows in reading.source.chunks_from(at, bad_rows):
                     if one.wants(number):
-                        yield self._part(reading, one.file, number, rows, bad_rows)
+                        receipt = self._part(reading, one.file, number, rows, bad_rows)
+                        yield receipt
+                        if "late" in receipt:
+                            return
                     bad_rows.clear()
                     at = number + 1
                     if at == one.stop:
@@ -105,7 +122,8 @@ class SliceReader:
     def _part(
         self, reading: TextReading, file: InputFile, number: int, rows: Sequence[TextRow], bad_rows: Sequence[BadRow]
     ) -> dict[str, Any]:  # fmt: skip
-        """Write the part of these rows, unless it is there; its receipt."""
+        """Write the part of these rows, unless it is there or would not be in time; its receipt."""
+        late = {"file": file.name, "chunk": number, "late": True}
         begun = {"file": file.name, "chunk": number, "rows": len(rows)}
         if self._job.parts.holds(file, number):
             return {**begun, "seconds": 0.0}
@@ -113,18 +131,27 @@ class SliceReader:
         if not rows:  # all are left out
             self._job.parts.write(file, number, part_frame(self._job.parts.schema.empty_table()), counts)
             return {**begun, "seconds": 0.0}
+        cost = reading.cost(rows)
+        if not self._pace.fits(cost, self._job.left_s(), load=self._reader is None):
+            return late
         stage = "loading" if self._reader is None else "reading"
         with self._job.parts.in_hand(file, number, stage) as died:
             if len(died) > self._job.settings.ray.retries:
                 said = f"{file.name}, chunk {number}: {len(died)} workers died of it, out of memory or killed"
                 raise _NoReader(said) if set(died) == {"loading"} else ValueError(said)
             if self._reader is None:
+                started = time.monotonic()
                 self._reader = _load(reading)
+                self._pace.load_s = time.monotonic() - started
+                if not self._pace.fits(cost, self._job.left_s(), load=False):
+                    return late
             started = time.monotonic()
             named = rows if reading.source.id_column else [replace(row, id=f"{file.name}:{row.id}") for row in rows]
             frame, extras = reading.fill(self._reader, named)
             self._job.parts.write(file, number, frame, {**extras, **counts, "reader": self._reader.identity})
-        return {**begun, "seconds": time.monotonic() - started}
+        seconds = time.monotonic() - started
+        self._pace.add(cost, seconds)
+        return {**begun, "seconds": seconds}
 
 
 class _NoReader(Exception):
