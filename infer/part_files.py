@@ -1,17 +1,22 @@
-"""One part of an output: a Parquet file that is whole or not there, with small JSON values kept in it.
+"""Parts of an output: Parquet files that are whole or not there, with small JSON values kept in them, and their lock.
 
-Knows a file, a frame and a schema; never which parts an output has.
+What `infer.parts` and `infer.cluster.part_folder` share. Knows files, frames and a schema; never which parts an output
+has.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pandas as pd
 
+from infer.locks import hold
+from models.tasks.disk import DiskError
 from models.tasks.files import write_atomically
 
 if TYPE_CHECKING:
@@ -44,10 +49,18 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def read_extras(path: Path) -> dict[str, Any]:
-    """What was kept in a part; raises one of read_errors(), and KeyError where another program made the file."""
+    """What was kept in a part; raises one of read_errors()."""
     import pyarrow.parquet as pq
 
     return json.loads((pq.read_schema(path).metadata or {})[EXTRAS_KEY])
+
+
+def kept_extras(path: Path) -> dict[str, Any] | None:
+    """What was kept in a part; None where there is none, it is torn, or another program made it."""
+    try:
+        return read_extras(path)
+    except read_errors():
+        return None
 
 
 def whole_part(path: Path, schema: pa.Schema) -> pa.Table | None:
@@ -64,13 +77,55 @@ def is_whole(path: Path, schema: pa.Schema) -> bool:
     return whole_part(path, schema) is not None
 
 
+def part_frames(paths: Iterable[Path], columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+    """Of these parts, one in memory at a time; columns: only these."""
+    for path in paths:
+        yield part_frame(read_part(path, columns))
+
+
+def refuse_missing(folder: Path, paths: Sequence[Path]) -> None:
+    """Raises ValueError where one of these parts of the folder is not there."""
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {len(missing)} of {len(paths)} parts, {missing[0]} first: a process stopped early, or "
+            "does not share this disk. Start the same command again; what is done is kept."
+        )
+
+
+@contextmanager
+def told_as_output(output: Path) -> Iterator[None]:
+    """What the system refuses in the block is told of the setting `output`; what the disk does, as it is."""
+    try:
+        yield
+    except DiskError:
+        raise
+    except OSError as error:
+        raise ValueError(
+            f"output={output} cannot be written: {error.strerror or error} ({error.filename or output}). "
+            "Give a file in a folder that you can write to, or with runner=ray such a folder."
+        ) from error
+
+
+def hold_output(output: Path, lock: Path, *, written: Path) -> IO[str]:
+    """The lock of an output, held until it is closed, once its folder is made and `written`, a folder, can be.
+
+    Raises ValueError where another run holds it; OSError.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=written).close()  # the lock's folder may outlast a right
+    return hold(lock, f"output={output} is being written by another run. Wait for it, stop it, or name another output.")
+
+
 def part_frame(table: pa.Table) -> pd.DataFrame:
     """The part as a frame, its whole numbers whole: 3 beside an empty cell does not become 3.0."""
     return table.to_pandas(integer_object_nulls=True)
 
 
 def read_errors() -> tuple[type[Exception], ...]:
-    """What reading a part raises: OSError for a missing file or a bad checksum, pyarrow's own for a torn one."""
+    """What reading a part raises: OSError for a missing file or a bad checksum, pyarrow's own for a torn one, KeyError
+    and ValueError for the extras of one that another program made.
+    """
     import pyarrow as pa
 
-    return (OSError, pa.ArrowException)
+    return (OSError, pa.ArrowException, KeyError, ValueError)

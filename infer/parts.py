@@ -6,6 +6,10 @@
         part-000000.parquet   one for each chunk, in its place in one step; a torn one is made again
     out.csv, out.csv.json     at the end: the table, and the record of how it was made
 
+Not the folder of parts that runner=ray leaves (infer.cluster.part_folder): there the parts are the output, those of a
+file named after it, since files may be added; here they are one table's, numbered through, and go once it is whole.
+What both do alike is infer.part_files'.
+
 A run that was killed and resumed gives the bytes of an unbroken one, as long as a chunk's frame does. Knows frames, a
 schema and files; never what a column means.
 """
@@ -14,9 +18,8 @@ from __future__ import annotations
 
 import gzip
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import cached_property
 from glob import escape
 from pathlib import Path
@@ -26,12 +29,21 @@ import pandas as pd
 
 from infer.files import UTF8_MARK, csv_bytes, for_spreadsheet, table_kind
 from infer.identity import as_json, differences, identity_in, write_record
-from infer.locks import hold
 from infer.logs import log
-from infer.part_files import is_whole, part_frame, read_extras, read_part, whole_part, write_part
+from infer.part_files import (
+    hold_output,
+    is_whole,
+    part_frame,
+    part_frames,
+    read_extras,
+    read_part,
+    refuse_missing,
+    told_as_output,
+    whole_part,
+    write_part,
+)
 from infer.ranks import rank, world_size
-from models.tasks.disk import DiskError
-from models.tasks.files import write_atomically
+from models.tasks.files import remove_half_written, write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -113,8 +125,7 @@ class Parts:
     def frames(self, count: int, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
         """The first `count` chunks in their order, one in memory at a time; columns: only these."""
         self.refuse_missing(count)
-        for number in range(count):
-            yield part_frame(read_part(self._path(number), columns))
+        yield from part_frames(map(self._path, range(count)), columns)
 
     def frame(self, number: int) -> pd.DataFrame:
         """One chunk, which must be there."""
@@ -127,12 +138,7 @@ class Parts:
 
     def refuse_missing(self, count: int) -> None:
         """Raises ValueError where one of the first `count` chunks has no part."""
-        missing = [number for number in range(count) if not self._path(number).is_file()]
-        if missing:
-            raise ValueError(
-                f"{self.folder} lacks {len(missing)} of {count} parts, number {missing[0]} first: a process stopped "
-                "early, or does not share this disk. Start the same command again; what is done is kept."
-            )
+        refuse_missing(self.folder, [self._path(number) for number in range(count)])
 
     def merge(self, count: int, record: Mapping[str, Any]) -> None:
         """Writes the table of all `count` chunks, then the record with the identity, and removes the parts.
@@ -157,36 +163,18 @@ class Parts:
 
     def _open(self) -> None:
         try:
-            with self._told():
+            with told_as_output(self.output):
                 if self.output.is_dir():
                     raise ValueError(f"output={self.output} is a folder. Give the name of a file inside it.")
                 if not self.replace:
                     self._refuse_foreign_output()
-                self.folder.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=self.output.parent).close()  # the parts' folder may outlast a right
-                self._lock = hold(
-                    self.folder / "lock",
-                    f"output={self.output} is being written by another run. Wait for it, stop it, or name another "
-                    "output.",
-                )
+                self._lock = hold_output(self.output, self.folder / "lock", written=self.output.parent)
             self.identity  # noqa: B018  what it reads is not the output: its errors are told as its own
-            with self._told():
+            with told_as_output(self.output):
                 self._take_folder()
         except BaseException:
             self.close()
             raise
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except DiskError:
-            raise
-        except OSError as error:
-            raise ValueError(
-                f"output={self.output} cannot be written: {error.strerror or error} ({error.filename or self.folder}). "
-                "Give a file in a folder that you can write to."
-            ) from error
 
     def _refuse_foreign_output(self) -> None:
         """What stands there is overwritten only where this identity made it, by its record or by parts still there."""
@@ -225,8 +213,7 @@ class Parts:
             write_record(path, self.identity, {})  # without parts it is a run that was refused: nothing is lost
         own = (escape(self.output.name), escape(_beside(self.output, ".json").name))
         for name in (*own, *self.others):  # what a kill while writing left behind
-            for leftover in self.output.parent.glob(f".tmp-{'?' * 32}-{name}"):
-                leftover.unlink()
+            remove_half_written(self.output.parent, name)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.parquet"

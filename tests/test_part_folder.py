@@ -13,6 +13,7 @@ from text_runs import reviews
 from infer.cluster.inputs import named_files, read_input
 from infer.cluster.part_folder import OpenFolder
 from infer.cluster.slices import Slice
+from infer.part_files import part_frames
 from infer.text_run import reading_identity
 
 
@@ -73,7 +74,7 @@ def test_inputs_of_one_name_in_many_folders_have_parts_of_their_own(
     with OpenFolder(job.parts, identity, files) as folder:
         receipts(job, [Slice(file, 0, 2) for file in files])
         assert folder.done() == {name: {0, 1} for name in names}
-        ids = pd.concat(folder.frames(sorted(folder.folder.glob("part-*")), ["id"]))["id"]
+        ids = pd.concat(part_frames(sorted(folder.folder.glob("part-*")), ["id"]))["id"]
     assert len(ids) == ids.nunique() == 32
     monkeypatch.setattr("infer.cluster.part_folder.DIGEST_DIGITS", 8)
     with pytest.raises(ValueError, match=r"139274/part-00000\.parquet and .*8561/part-00000\.parquet, whose parts"):

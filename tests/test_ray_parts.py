@@ -20,6 +20,7 @@ from infer.cluster.part_folder import OpenFolder
 from infer.cluster.pool import fitting_pool, require_ray
 from infer.cluster.run import run_on_ray
 from infer.cluster.slices import Slice, said_missing, slices_to_read
+from infer.part_files import part_frames
 from infer.text_reading import TextReading
 from infer.text_run import reading_identity
 
@@ -104,7 +105,7 @@ def test_rows_without_ids_are_named_by_their_file(tmp_path: Path, tiny_language_
     job, files = job_of(tmp_path, tiny_language_model, "task.id_column=null")
     with OpenFolder(job.parts, reading_identity(job.settings), files) as folder:
         receipts(job, [Slice(file, 0, None) for file in files])
-        ids = pd.concat(folder.frames(sorted(folder.folder.glob("part-*")), ["id"]))["id"]
+        ids = pd.concat(part_frames(sorted(folder.folder.glob("part-*")), ["id"]))["id"]
     assert sorted(ids) == [f"{name}:{at}" for name in ("a.csv", "day/a.csv") for at in range(3)]
 
 

@@ -6,6 +6,9 @@
     out/_record.json                          at the end: rows, figures and the identity; no record: unfinished
     out/_lock, out/_reading/                  while a run is at work: the parts in hand, and who has them
 
+Not infer.parts, whose parts are joined to one table and go: these are the output, and of as many files as are given
+now. What both do alike is infer.part_files'.
+
 Names that begin with _ are passed over by what reads a folder of Parquet. Knows files and chunks; never who reads them.
 """
 
@@ -17,7 +20,6 @@ import os
 import re
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -30,8 +32,8 @@ import pandas as pd
 from infer.cluster.inputs import InputFile
 from infer.files import read_json, write_json
 from infer.identity import as_json, differences, identity_in, write_record
-from infer.locks import hold
-from infer.part_files import part_frame, read_errors, read_extras, read_part, write_part
+from infer.part_files import hold_output, is_whole, kept_extras, told_as_output, write_part
+from models.tasks.files import remove_half_written
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,11 +62,8 @@ class PartFolder:
     def holds(self, file: InputFile, chunk: int) -> bool:
         """True where the part is there, whole, and made of this very file."""
         path = self.path(file, chunk)
-        try:
-            made, extras = read_part(path).schema, read_extras(path)
-        except _misreads():
-            return False
-        return bool(made.equals(self.schema)) and extras.get("input") == as_json(file.identity)
+        kept = kept_extras(path) or {}
+        return kept.get("input") == as_json(file.identity) and is_whole(path, self.schema)
 
     def write_end(self, file: InputFile, chunks: int) -> None:
         """The file has so many chunks: says it where the file itself does not, before it is read."""
@@ -114,18 +113,8 @@ class OpenFolder:
         self.identity = as_json(identity)
         self._lock: IO[str] | None = None
         _refuse_one_prefix(self.files)
-        try:
-            (self.folder / "_reading").mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.folder).close()
-            self._lock = hold(
-                self.folder / "_lock",
-                f"output={self.folder} is being written by another run. Wait for it, stop it, or name another folder.",
-            )
-        except OSError as error:
-            raise ValueError(
-                f"output={self.folder} cannot be written: {error.strerror or error} ({error.filename or self.folder}). "
-                "Give a folder that you can write to."
-            ) from error
+        with told_as_output(self.folder):
+            self._lock = hold_output(self.folder, self.folder / "_lock", written=self.folder)
         try:
             self._take()
         except BaseException:
@@ -187,11 +176,6 @@ class OpenFolder:
         """The record says that every part is there."""
         write_record(self.record_path, self.identity, {"inputs_sha256": self.inputs_mark(), **values})
 
-    def frames(self, paths: Sequence[Path], columns: Sequence[str]) -> Iterator[pd.DataFrame]:
-        """Of these parts the columns, one part in memory at a time."""
-        for path in paths:
-            yield part_frame(read_part(path, columns))
-
     def _take(self) -> None:
         path = self.folder / "_identity.json"
         made = identity_in(path)
@@ -220,10 +204,10 @@ class OpenFolder:
         """Refuses a file whose first whole part was made of other content."""
         for file, chunks in self._owned():
             for chunk in chunks:
-                try:
-                    made = read_extras(self.parts.path(file, chunk)).get("input")
-                except _misreads():
+                kept = kept_extras(self.parts.path(file, chunk))
+                if kept is None:
                     continue
+                made = kept.get("input")
                 if made != as_json(file.identity):
                     raise ValueError(
                         f"{file.path} changed since its parts were made: {differences(made or {}, file.identity)}. "
@@ -242,8 +226,7 @@ class OpenFolder:
     def _sweep(self) -> None:
         """What killed workers left behind: half a part under its temporary name, a mark of what they had in hand."""
         shutil.rmtree(self.folder / "_reading", ignore_errors=True)
-        for leftover in self.folder.glob(f".tmp-{'?' * 32}-*"):
-            leftover.unlink(missing_ok=True)
+        remove_half_written(self.folder, "*")
 
 
 def _prefix(name: str) -> str:
@@ -268,8 +251,3 @@ def _mark(path: Path) -> dict[str, Any] | None:
         return found
     except (FileNotFoundError, ValueError):  # finished meanwhile, or just begun
         return None
-
-
-def _misreads() -> tuple[type[Exception], ...]:
-    """What looking at a part raises that is damaged or none of ours."""
-    return (*read_errors(), KeyError, ValueError)

@@ -27,7 +27,7 @@ from infer.cluster.receipts import Receipts
 from infer.cluster.slices import chunk_count, said_missing, slices_to_read
 from infer.cluster.worker import ReadingJob, for_file
 from infer.logs import log, open_log
-from infer.part_files import read_extras
+from infer.part_files import part_frames, read_extras, refuse_missing
 from infer.ranks import world_size
 from infer.readers.answer_notes import report_answers
 from infer.readers.by_method import reader_kind
@@ -216,9 +216,7 @@ def _finish(folder: OpenFolder, job: ReadingJob, source: RowSource, launch: Mapp
         count = chunk_count(file, folder.parts.end(file), chunk_rows)
         assert count is not None, file
         paths |= {folder.parts.path(file, chunk): file for chunk in range(count)}
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        raise ValueError(f"{folder.folder} lacks {len(missing)} parts, {missing[0]} first. Give the command again.")
+    refuse_missing(folder.folder, list(paths))
     with ThreadPoolExecutor(THREADS) as pool:
         extras = dict(zip(paths, pool.map(_without_notes, paths), strict=True))
     bad_rows = _left_out(folder, source, [(file, extras[path]) for path, file in paths.items()])
@@ -231,7 +229,7 @@ def _finish(folder: OpenFolder, job: ReadingJob, source: RowSource, launch: Mapp
         said = report_reasoning(notes) if reader_kind(job.settings) == "reasoning" else report_answers(notes)
     columns = summary_columns(source.labels, labelled=source.label_column is not None)
     strays = [one.get("strays", {}) for one in extras.values()]
-    figures = summarise(folder.frames(list(paths), columns), source.labels, strays)
+    figures = summarise(part_frames(paths, columns), source.labels, strays)
     expected, rows = [file.rows for file in folder.files], figures["rows"] + bad_rows
     assert None in expected or sum(map(int, filter(None, expected))) == rows, (expected, rows)
     folder.write_record({

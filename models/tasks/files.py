@@ -49,6 +49,12 @@ def write_atomically(path: str | Path, *, make_folder: bool = True) -> Iterator[
             flush(path.parent)
 
 
+def remove_half_written(folder: Path, name: str) -> None:
+    """Removes what killed processes left of write_atomically in the folder, for files of this name (* is any text)."""
+    for leftover in folder.glob(f".tmp-{'?' * 32}-{name}"):
+        leftover.unlink(missing_ok=True)
+
+
 @contextmanager
 def write_folder_atomically(path: str | Path) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; it takes the place of `path` when the block ends without error.
