@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -19,11 +20,11 @@ from train.loop import trained
 STEPS = ("trainer.batch_rows=8", "trainer.epochs=3", "trainer.evals_per_epoch=1", "trainer.saves_per_eval=1")
 
 
-def put(folder: Path, step: int, *, best: int, optimizer: str = "optimizer.pt") -> None:
+def put(folder: Path, step: int, *, best: int, optimizer: str = "optimizer.pt", weights: str = "weights") -> None:
     unfinished = folder / UNFINISHED / f"checkpoint-{step}"
     (unfinished / "global_step0").mkdir(parents=True)
     (unfinished / "global_step0" / "shard.pt").write_bytes(b"state")
-    (unfinished / NETWORK).write_text(f"weights {step}")
+    (unfinished / NETWORK).write_text(weights)
     (unfinished / optimizer).write_bytes(b"state")
     (unfinished / STATE).write_text(json.dumps({"best_global_step": best}))
     put_in_place(unfinished)
@@ -37,6 +38,10 @@ def flip(file: Path) -> None:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+class Cut(Exception):
+    pass
 
 
 @pytest.mark.parametrize("optimizer", ["optimizer.pt", "optimizer.bin"])  # accelerate's FSDP writes the second
@@ -97,8 +102,28 @@ def test_a_checkpoints_name_is_on_the_disk_before_an_older_one_goes(
     assert named < events.index(("fsync", str(tmp_path))) < events.index(("rmtree", str(tmp_path / "checkpoint-4")))
 
 
-class Cut(Exception):
-    pass
+@pytest.mark.parametrize(("renames", "newest"), [(0, "first"), (1, "first"), (2, "second"), (3, "second")])
+def test_a_step_that_is_saved_again_has_a_checkpoint_wherever_a_kill_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int, newest: str
+) -> None:
+    """The renames of a save are three: the manifest, the older checkpoint out of the way, the newer into its place."""
+    put(tmp_path, 4, best=0, weights="first")
+    done: list[str] = []
+    replace = os.replace
+
+    def cut(one, other) -> None:
+        if len(done) == renames:
+            raise Cut
+        done.append(str(other))
+        replace(one, other)
+
+    with monkeypatch.context() as patched, contextlib.nullcontext() if renames == 3 else pytest.raises(Cut):
+        patched.setattr(os, "replace", cut)
+        put(tmp_path, 4, best=0, weights="second")
+    assert len(done) == renames
+    found = last_whole_checkpoint(tmp_path)
+    assert found == tmp_path / "checkpoint-4" and (found / NETWORK).read_text() == newest
+    assert names(tmp_path) == ["checkpoint-4"]
 
 
 def cut_at_step_5(folder: Path, encoder: str, *options: str):

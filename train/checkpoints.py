@@ -20,7 +20,7 @@ from models.tasks.files import flush, read_record
 
 log = logging.getLogger("tiebreak")
 
-UNFINISHED = "unfinished"
+UNFINISHED, OLDER = "unfinished", "older-"
 STATE = "trainer_state.json"
 NETWORK = "trained.safetensors"  # the trained parameters; all that is needed of a best network's checkpoint
 OPTIMIZERS = ("optimizer*", "global_step*")  # as Trainer, accelerate's FSDP and DeepSpeed call them
@@ -32,6 +32,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
     Newer ones are set aside with a message, unfinished ones deleted.
     """
+    _put_back(folder)
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     for checkpoint in _by_step(folder):
         wrong = _lack(checkpoint)
@@ -73,7 +74,7 @@ def put_in_place(unfinished: Path) -> None:
     write_manifest(unfinished)
     place = unfinished.parent.parent / unfinished.name
     if place.exists():  # of the same step: saved before its evaluation
-        os.replace(place, unfinished.parent / f"older-{place.name}")
+        os.replace(place, unfinished.parent / f"{OLDER}{place.name}")
     os.replace(unfinished, place)
     if os.name == "posix":
         flush(place.parent)  # the new name is on the disk before what it takes the place of goes
@@ -112,6 +113,14 @@ def clear_attempts(fold: Path) -> None:
             attempt.rmdir()
     if (fold / "attempts").is_dir() and not any((fold / "attempts").iterdir()):
         (fold / "attempts").rmdir()
+
+
+def _put_back(folder: Path) -> None:
+    """Give its name to a step whose checkpoints are whole and unnamed: `put_in_place` was killed between its renames."""
+    for found in sorted((folder / UNFINISHED).glob("*checkpoint-*")):  # checkpoint-N comes before older-checkpoint-N
+        place = folder / found.name.removeprefix(OLDER)
+        if not place.exists() and damage(found, required=True) is None:
+            os.replace(found, place)
 
 
 def _by_step(folder: Path) -> list[Path]:
