@@ -48,11 +48,11 @@ def trainer(
     def collate(items: list[int]) -> dict[str, torch.Tensor]:
         return reader.batch(fields, items) | {"targets": torch.from_numpy(targets[np.array(items) // 2])}
 
-    arguments = training_arguments(
-        settings, folder, items=len(rows), seed=1, rate=settings.trainer.learning_rate, precision="fp32",
-        report_to=[], quiet=True, world_size=world_size(),
-    )  # fmt: skip
     steps = settings.trainer.batch_rows * settings.trainer.accumulation * world_size()
+    arguments = training_arguments(
+        settings, folder, items=len(rows), step_items=steps, seed=1, rate=settings.trainer.learning_rate,
+        precision="fp32", report_to=[], quiet=True,
+    )  # fmt: skip
     lengths = np.array([reader.tokens(one) for one in fields])
     return FoldTrainer(
         model, arguments, sampler=StepSampler(lengths, swap="none", step_items=steps, seed=1), collate=collate,

@@ -16,6 +16,7 @@ from conftest import ROOT, compose, free_port, pair_rows, tiny_arguments, tiny_r
 from infer.calibration.temperature import apply_temperature
 from infer.predictions import Predictions
 from infer.run import run as predict
+from train.record import settle_processes
 from train.run import run as train
 
 
@@ -194,6 +195,32 @@ def test_a_network_that_learns_nothing_is_restarted_and_said_so(
     assert "starting again with seed" in capsys.readouterr().out
 
 
+def test_a_run_keeps_its_steps_with_another_number_of_processes(
+    tmp_path: Path, tiny_encoder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Begun by three processes with 2 rows each, and gone on with by one: the very run of 6 rows a step."""
+    found, same = {}, ("trainer.budget_tokens=256", "folds.only=[0]", "report=false")
+    for name, rows in (("begun", 2), ("single", 6)):
+        run = tmp_path / name / "run"
+        run.mkdir(parents=True)
+        settings = tiny_run(run.parent, tiny_encoder, f"trainer.batch_rows={rows}", *same)
+        if name == "begun":
+            (run / "processes.json").write_text('{"processes": 3}')
+        train(settings)
+        found[name] = [(run / "fold0" / file).read_bytes() for file in ("heldout.csv", "checkpoint/model.safetensors")]
+        said = capsys.readouterr().out
+        assert ("3 process(es) began this run with 6 rows a step, and 1 go(es) on" in said) is (name == "begun")
+        assert json.loads((run / "processes.json").read_text()) == {"processes": 3 if name == "begun" else 1}
+    assert found["begun"] == found["single"]
+
+
+def test_a_damaged_record_of_the_processes_is_told_with_what_to_write(tmp_path: Path) -> None:
+    for damaged in ("", "{}", '{"processes": 0}', "[1]"):
+        (tmp_path / "processes.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r'processes\.json is damaged.*Write \{"processes": 2\} into it'):
+            settle_processes(tmp_path, 2)
+
+
 def test_soft_labels_from_votes_train_and_hard_ones_score(tmp_path: Path, tiny_encoder: str) -> None:
     settings = tiny_run(tmp_path, tiny_encoder, f"task.votes_csv={tmp_path / 'votes.csv'}", "method.name=prior")
     rows = pair_rows(48)
@@ -272,6 +299,7 @@ def test_two_processes_make_one_folder_and_every_row_once(warm, tmp_path: Path, 
     given = tiny_arguments(tmp_path, tiny_encoder)
     two = [*given, "report=false", "trainer.epochs=2", "trainer.batch_rows=4", "model.dropout=0.0"]
     assert_every_row_once(tmp_path, warm.ranks("train", *two, log=tmp_path / "log"))
+    assert json.loads((tmp_path / "run" / "processes.json").read_text()) == {"processes": 2}
     whole = json.loads((tmp_path / "run" / "metrics.json").read_text())
     single = train(
         tiny_run(tmp_path, tiny_encoder, "trainer.epochs=2", "model.dropout=0.0", f"run_dir={tmp_path / 'single'}")

@@ -65,12 +65,12 @@ def test_deepspeed_takes_the_configuration_of_every_experiment(sharding: str, st
             plain,
             Path("unused"),
             items=100,
+            step_items=8,
             seed=0,
             rate=1e-4,
             precision="fp32",
             report_to=[],
             quiet=True,
-            world_size=1,
         )
         for key, value in trainer_precision(settings.trainer, precision).items():
             setattr(arguments, key, value)

@@ -157,7 +157,6 @@ def _make_loop(
     """The FoldTrainer of one attempt."""
     import torch
 
-    from infer.ranks import world_size
     from models.precision import device_and_precision
     from train import callbacks
     from train.batches import StepSampler
@@ -187,12 +186,12 @@ def _make_loop(
     def names(items: Sequence[int]) -> list[str]:
         return [str(data.rows.ids[row]) for row in training[np.asarray(items) // 2]]
 
+    step_items = trainer.batch_rows * trainer.accumulation * data.processes
     arguments = training_arguments(
-        settings, work, items=len(training) * (2 if swap == "both" else 1), seed=seed, rate=rate,
+        settings, work, step_items=step_items, items=len(training) * (2 if swap == "both" else 1), seed=seed, rate=rate,
         precision=device_and_precision(trainer.precision)[1], report_to=_report_to(settings, fold, work),
-        quiet=not sys.stderr.isatty(), world_size=world_size(),
+        quiet=not sys.stderr.isatty(),
     )  # fmt: skip
-    step_items = trainer.batch_rows * trainer.accumulation * world_size()
     sampler = StepSampler(learner.lengths(training), swap=swap, step_items=step_items, seed=seed)
     trained = [weight for weight in learner.network.parameters() if weight.requires_grad]
     minutes = settings.time_budget_minutes

@@ -116,7 +116,7 @@ def clear_attempts(fold: Path) -> None:
 
 
 def _put_back(folder: Path) -> None:
-    """Give its name to a step whose checkpoints are whole and unnamed: `put_in_place` was killed between its renames."""
+    """Give a whole checkpoint its name, where a kill between the renames of `put_in_place` left none of its step."""
     for found in sorted((folder / UNFINISHED).glob("*checkpoint-*")):  # checkpoint-N comes before older-checkpoint-N
         place = folder / found.name.removeprefix(OLDER)
         if not place.exists() and damage(found, required=True) is None:

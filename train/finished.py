@@ -17,13 +17,14 @@ from models.manifest import damage, sha256
 from models.tasks.files import read_record
 from train.checkpoints import clear_attempts, set_aside
 from train.fold import DISAGREEMENT, DONE, HELDOUT
+from train.record import PROCESSES
 
 log = logging.getLogger("tiebreak")
 
 # What only training writes into a run's folder: a prediction may be writing beside it.
 RUN_FILES = (
     "baselines.json", "calibration.json", "config.yaml", "decision.json", "environment.json", "folds.csv", HELDOUT,
-    "metrics.json",
+    "metrics.json", PROCESSES,
 )  # fmt: skip
 
 

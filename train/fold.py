@@ -32,12 +32,14 @@ class FoldData:
     """What all folds of a run share.
 
     rows: N labelled rows. folds: (N,) the fold that holds each row out, -1 for never. prepared: what the learner made
-    of all rows beforehand (tokens); None for methods that read text.
+    of all rows beforehand (tokens); None for methods that read text. processes: that a step is made for, those of the
+    launch that began the run; another number of them reads the same steps.
     """
 
     rows: LabelledRows
     folds: np.ndarray
     prepared: Any = None
+    processes: int = 1
 
     def training(self, fold: int) -> np.ndarray:
         return np.flatnonzero(self.folds != fold)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from infer.ranks import RANK_WAIT_S
+from infer.ranks import RANK_WAIT_S, world_size
 from models.encoder import HEAD_DEPTH, depth
 from models.settings import Settings
 from train.callbacks import StepBar
@@ -181,16 +181,21 @@ def parameter_groups(
     return list(groups.values())
 
 
-def training_arguments(settings: Settings, folder: Path, *, items: int, seed: int, rate: float, precision: str,
-                       report_to: list[str], quiet: bool, world_size: int) -> TrainingArguments:  # fmt: skip
-    """Trainer's arguments for one fold. items: of an epoch; precision: as resolved for this device."""
+def training_arguments(
+    settings: Settings, folder: Path, *, items: int, step_items: int, seed: int, rate: float, precision: str,
+    report_to: list[str], quiet: bool,
+) -> TrainingArguments:  # fmt: skip
+    """Trainer's arguments for one fold. items: of an epoch; precision: as resolved for this device.
+
+    step_items: of a step, of all processes together; they need not be a multiple of the processes.
+    """
     trainer = settings.trainer
-    steps_per_epoch = max(1, math.ceil(items / (trainer.batch_rows * trainer.accumulation * world_size)))
+    steps_per_epoch = max(1, math.ceil(items / step_items))
     eval_steps = max(1, int(steps_per_epoch / trainer.evals_per_epoch))
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=trainer.epochs,
-        per_device_train_batch_size=trainer.batch_rows * trainer.accumulation,  # a step; FoldTrainer cuts it
+        per_device_train_batch_size=math.ceil(step_items / world_size()),  # a step; FoldTrainer cuts it
         learning_rate=rate,
         weight_decay=trainer.weight_decay,
         max_grad_norm=trainer.max_grad_norm,

@@ -19,8 +19,9 @@ import yaml
 
 from infer.files import write_json
 from models.settings import FREE_KEYS, Settings, flatten
-from models.tasks.files import write_atomically
+from models.tasks.files import read_record, write_atomically
 
+PROCESSES = "processes.json"
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "scikit-learn", "numpy", "pandas", "tiebreak")
 
 
@@ -44,6 +45,26 @@ def open_run(settings: Settings) -> Path:
     with write_atomically(config) as temporary:
         temporary.write_text(yaml.safe_dump(asdict(settings), sort_keys=False), encoding="utf-8")
     return folder
+
+
+def settle_processes(folder: Path, now: int) -> int:
+    """How many processes a run's steps are made for: those of the launch that began it; for one process of a launch.
+
+    now: of this launch, recorded where it is the first. Raises ValueError where the record is damaged.
+    """
+    path = folder / PROCESSES
+    if path.is_file():
+        with contextlib.suppress(ValueError):
+            begun = read_record(path).get("processes")
+            if type(begun) is int and begun > 0:
+                return begun
+        raise ValueError(
+            f"{path} is damaged, and tells how many processes began the run: a step has trainer.batch_rows x "
+            f'trainer.accumulation rows for each. Write {{"processes": {now}}} into it, with that number, or delete '
+            f"{folder} to start over."
+        )
+    write_json(path, {"processes": now})
+    return now
 
 
 def refuse_vanished(folder: Path) -> None:

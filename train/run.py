@@ -29,10 +29,10 @@ from train.card import write_cards
 from train.finished import settle_finished
 from train.fold import DISAGREEMENT, DONE, HELDOUT, FoldData, train_fold
 from train.folds import make_folds, read_folds, write_folds
-from train.learners import prepare
+from train.learners import TRAINED, prepare
 from train.levers import check_levers
 from train.pace import TimeIsUp
-from train.record import open_run, told_if_vanished, write_environment
+from train.record import open_run, settle_processes, told_if_vanished, write_environment
 from train.rows import LabelledRows, read_training_rows
 from train.sharding import allow_pascal, check_sharding
 
@@ -86,6 +86,8 @@ def _train(settings: Settings, folder: Path, main: bool) -> dict | None:
         for fold in set(wanted) & set(finished):
             log.info(f"fold {fold}: " + ("cut short before, trained on" if finished[fold] else "done before, kept"))
     waiting = [fold for fold in wanted if finished.get(fold, True)]
+    if waiting and settings.method.name in TRAINED:
+        data.processes = _settle_processes(settings, folder, main)
     if waiting:
         prepare(settings, data, folder, main)
     done = train_folds(settings, data, waiting, set(finished), folder)
@@ -94,6 +96,20 @@ def _train(settings: Settings, folder: Path, main: bool) -> dict | None:
     metrics = finish(settings, data, done, folder) if main else None
     wait_for_all()
     return metrics
+
+
+def _settle_processes(settings: Settings, folder: Path, main: bool) -> int:
+    """How many processes the steps are made for, in every process; what becomes of them with others is said."""
+    from infer.logs import log
+
+    begun, now = from_main(settle_processes(folder, world_size()) if main else 0), world_size()
+    if begun != now:
+        rows = settings.trainer.batch_rows * settings.trainer.accumulation * begun
+        log.info(
+            f"{begun} process(es) began this run with {rows} rows a step, and {now} go(es) on with the same steps: "
+            f"about {rows / now:.3g} rows of each for a process. For other steps begin another run: run_dir=..."
+        )
+    return begun
 
 
 def _hold_folder(folder: Path) -> IO[str]:
