@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -16,6 +17,8 @@ from conftest import ROOT, compose, free_port, pair_rows, tiny_arguments, tiny_r
 from infer.calibration.temperature import apply_temperature
 from infer.predictions import Predictions
 from infer.run import run as predict
+from train import attempts as train_attempts
+from train import fold as train_fold
 from train.record import settle_processes
 from train.run import run as train
 
@@ -219,6 +222,30 @@ def test_a_damaged_record_of_the_processes_is_told_with_what_to_write(tmp_path: 
         (tmp_path / "processes.json").write_text(damaged)
         with pytest.raises(ValueError, match=r'processes\.json is damaged.*Write \{"processes": 2\} into it'):
             settle_processes(tmp_path, 2)
+
+
+def test_a_folds_network_is_gone_before_its_rows_are_predicted_and_before_the_next_fold(
+    tmp_path: Path, tiny_encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a card a fold has room for one network with Adam's state, and no more."""
+    alive = []
+
+    def seen(module, name: str) -> None:
+        real = getattr(module, name)
+
+        def counted(*given, **named):
+            kinds = [type(one).__name__ for one in gc.get_objects()]
+            alive.append((name, kinds.count("PairClassifier") - first, kinds.count("FoldTrainer")))
+            return real(*given, **named)
+
+        monkeypatch.setattr(module, name, counted)
+
+    gc.collect()
+    first = [type(one).__name__ for one in gc.get_objects()].count("PairClassifier")
+    seen(train_attempts, "make_learner")
+    seen(train_fold, "predict_heldout")
+    train(tiny_run(tmp_path, tiny_encoder, "folds.count=2", "report=false"))
+    assert alive == [("make_learner", 0, 0), ("predict_heldout", 1, 0)] * 2
 
 
 def test_soft_labels_from_votes_train_and_hard_ones_score(tmp_path: Path, tiny_encoder: str) -> None:

@@ -5,7 +5,6 @@ Knows rows and settings; the loop itself is train.loop, what is trained train.le
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import os
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from infer.batching import release_memory
 from infer.files import write_json
 from infer.stopping import Stopped, asked_to_stop, finishing_steps, time_left_s
 from models.checkpoint import save_whole
@@ -51,25 +51,27 @@ def fit_network(settings: Settings, data: FoldData, fold: int, folder: Path, *, 
         rate = settings.trainer.learning_rate * RESTART_RATE**attempt
         last = attempt == restarts
         learner, loop, story = _attempt(settings, data, fold, work, seed=seed, rate=rate, last=last, deliver=deliver)
-        if not story["collapsed"] or last or story["cut_short"]:
+        kept = not story["collapsed"] or last or story["cut_short"]
+        if kept:
             if is_main() and story["collapsed"]:
                 log.warning(f"fold {fold}: still at the class prior after {attempt + 1} attempts; kept, and no use")
             with loop.whole(exact=True):
                 if is_main():
                     save_whole(folder / "checkpoint", learner.save)
                 wait_for_all()
-            forget_sharding()
-            return story | {"attempts": attempt + 1}
-        if is_main():
+        elif is_main():
             log.warning(
                 f"fold {fold}: the loss sits at the class prior after warm-up (seed {seed}, rate {rate:.1e}); starting "
                 f"again with seed {fold_seed(settings.seed, fold, attempt + 1)} and rate {rate * RESTART_RATE:.1e}"
             )
             write_json(work / "collapsed.json", {key: value for key, value in story.items() if key != "least_s"})
         wait_for_all()
+        # A Trainer and its callbacks hold each other: weights, gradients and Adam's state would stay for another fold.
         del learner, loop
         forget_sharding()
-        gc.collect()
+        release_memory()
+        if kept:
+            return story | {"attempts": attempt + 1}
     raise AssertionError("the last attempt always returns")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from infer.batching import release_memory
 from infer.files import write_json
 from infer.predictions import Predictions
 from models.manifest import sha256
@@ -97,6 +98,8 @@ def train_fold(
     attention = getattr(settings.model, "attention", "auto")  # language models have none
     classifier = load_classifier(folder / "checkpoint", attention=attention)
     probs, other, disagreement = predict_heldout(settings, classifier, data, held)
+    del classifier  # its memory is the next fold's
+    release_memory()
     if is_main():
         refuse_vanished(folder.parent)
         table = data.predictions(held, probs, fold, other)
