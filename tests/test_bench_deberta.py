@@ -78,6 +78,30 @@ def test_a_tier_that_does_not_fit_costs_the_others_nothing(tmp_path: Path, monke
         assert 18 <= lines[length, "eager"]["largest_rows"] <= 20 and lines[length, "eager"]["step_s"] > 0
 
 
+def test_a_tier_whose_kernel_cannot_be_made_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in the file when a tier fails holds the tiers before it."""
+    path, kept = tmp_path / "failed.json", []
+    step = bench.Runner.step
+
+    def failing(self, batch):
+        if any(getattr(one, "tier", None) == "sdpa" for one in self.network.modules()):
+            kept.append([line["tier"] for line in json.loads(path.read_text())["lines"]])
+            raise RuntimeError("out of resource: shared memory")
+        step(self, batch)
+
+    monkeypatch.setattr(bench.Runner, "step", failing)
+    monkeypatch.setattr(bench, "refusals", lambda options: {})
+    bench.main(
+        ["--shape", "toy", "--lengths", "8,16", "--tokens", "16", "--rounds", "1", "--device", "cpu",
+         "--tiers", "eager,sdpa", "--json", str(path)]
+    )  # fmt: skip
+    lines = {(one["lengths"], one["tier"]): one for one in json.loads(path.read_text())["lines"]}
+    for length in ("8", "16"):
+        assert lines[length, "eager"]["step_s"] > 0
+        assert lines[length, "sdpa"]["cannot"] == "RuntimeError: out of resource: shared memory"
+    assert kept[0] == ["eager"]
+
+
 def test_the_work_is_that_of_the_matrices() -> None:
     """One layer of 2 units, one text of 3 tokens: twelve 2 x 2 matrices, five distances, nine scores twice."""
     expected = 2 * 3 * 12 * 4 + 2 * 2 * 3 * 5 * 2 + 2 * 2 * 9 * 2 + 2 * 2 * 5 * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -32,6 +33,28 @@ def test_levers_stand_beside_the_plain_step(monkeypatch: pytest.MonkeyPatch) -> 
     assert compiled.step_s is None and compiled.cannot == "this machine has no GPU"
     text = bench.table(lines)
     assert "| plain | `-` |" in text and "compiled (this machine has no GPU)" in text
+
+
+def test_a_lever_that_fails_costs_itself_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """bitsandbytes is not there, and no kernel can be made; what was measured before is on the disk by then."""
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # importing it raises ModuleNotFoundError
+    monkeypatch.setattr(bench, "compile_lack", lambda: None)
+    kept: list[dict] = []
+
+    def unmade(network):
+        kept.extend(json.loads(path.read_text())["lines"])
+        raise RuntimeError("the kernel needs more shared memory\nthan there is")
+
+    monkeypatch.setattr(bench.torch, "compile", unmade)
+    path = tmp_path / "levers.json"
+    given = "--shape toy --tokens 64 --rows 2 --vocabulary 200 --rounds 1 --device cpu --json"
+    monkeypatch.setattr(sys, "argv", ["levers.py", *given.split(), str(path)])
+    bench.main()
+    lines = {line["name"]: line for line in json.loads(path.read_text())["lines"]}
+    assert lines["8-bit AdamW"]["cannot"].startswith("ModuleNotFoundError")
+    assert lines["compiled"]["cannot"] == "RuntimeError: the kernel needs more shared memory"
+    assert all(line["time_x"] for name, line in lines.items() if name not in ("8-bit AdamW", "compiled"))
+    assert len(kept) == 9 and kept[0]["step_s"] > 0
 
 
 def test_8_bits_are_counted_for_all_but_the_embeddings() -> None:

@@ -31,12 +31,12 @@ import torch
 from batches import clock, load_job, write_json
 from deberta_shapes import SHAPES, TIERS, Batch, Shape, build, cap_memory, forward_flops
 from soft_worker import Peak
+from tried import tried
 
-from infer.batching import is_out_of_memory, release_memory
+from infer.batching import release_memory
 
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 ARENA_BUDGET = 1024
-OUT_OF_MEMORY = "out of memory"
 
 
 @dataclass(frozen=True)
@@ -99,17 +99,6 @@ class Runner:
         return clock(self.device) - started
 
 
-def unless_full(work: Callable[[], Any]) -> Any:
-    """What `work` gives; None where memory was not enough for it, which is free again by then."""
-    try:
-        return work()
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-    release_memory()  # behind the handler: the error's traceback holds the tensors
-    return None
-
-
 def measure_alone(options: argparse.Namespace, tier: str, batch: Batch) -> tuple[Line, torch.Tensor | None]:
     """(a tier's line of what memory decides, its logits); no other network stands beside it."""
     line = Line(batch.name, len(batch.ids), tier)
@@ -125,9 +114,9 @@ def measure_alone(options: argparse.Namespace, tier: str, batch: Batch) -> tuple
             found = replace(found, largest_rows=largest_rows(options, runner, int(batch.name)))
         return found, logits
 
-    found: tuple[Line, torch.Tensor] | None = unless_full(work)
+    found, cannot = tried(work)
     release_memory()
-    return (replace(line, cannot=OUT_OF_MEMORY), None) if found is None else found
+    return found or (replace(line, cannot=cannot), None)
 
 
 def time_together(options: argparse.Namespace, tiers: list[str], batch: Batch) -> dict[str, tuple[float, float]]:
@@ -146,23 +135,32 @@ def time_together(options: argparse.Namespace, tiers: list[str], batch: Batch) -
     }
 
 
-def measure(options: argparse.Namespace, tiers: list[str], batch: Batch, rate: float) -> list[Line]:
-    """A line for each tier: memory one after another, time side by side, or in turn where they do not fit together."""
-    lines, logits = {}, {}
+def measure(
+    options: argparse.Namespace, tiers: list[str], batch: Batch, rate: float,
+    keep: Callable[[list[Line]], None] = lambda lines: None,
+) -> list[Line]:  # fmt: skip
+    """A line for each tier: memory one after another, time side by side, or in turn where they do not fit together.
+
+    keep: is given the lines after each tier.
+    """
+    lines: dict[str, Line] = {}
+    logits: dict[str, torch.Tensor | None] = {}
     for tier in tiers:
         lines[tier], logits[tier] = measure_alone(options, tier, batch)
+        keep(list(lines.values()))
     fit = [tier for tier in tiers if lines[tier].cannot is None]
-    seconds = unless_full(lambda: time_together(options, fit, batch))
-    together = seconds is not None
-    if seconds is None:
+    seconds, apart = tried(lambda: time_together(options, fit, batch))
+    if apart is not None:
         seconds = {}
         for tier in fit:
-            seconds |= unless_full(lambda: time_together(options, [tier], batch)) or {}  # noqa: B023
+            found, cannot = tried(lambda: time_together(options, [tier], batch))  # noqa: B023
+            seconds |= found or {}
+            lines[tier] = replace(lines[tier], cannot=cannot)
             release_memory()
     flops = forward_flops(options.network, batch.lengths)
     for tier, (step, predict) in seconds.items():
         lines[tier] = replace(
-            lines[tier], step_s=step, predict_s=predict, matmul_share=3 * flops / step / rate, together=together
+            lines[tier], step_s=step, predict_s=predict, matmul_share=3 * flops / step / rate, together=apart is None
         )
         first, own = logits[tiers[0]], logits[tier]
         if first is not None and own is not None:
@@ -191,20 +189,20 @@ def against_eager(lines: list[Line]) -> list[Line]:
 def largest_rows(options: argparse.Namespace, runner: Runner, tokens: int) -> int:
     """The most rows of this length in one training step, to an eighth; 0 where not even one fits."""
 
-    def fit(rows: int) -> bool:
-        runner.step(Batch.of("", [tokens] * rows, options.vocabulary, options.device))
+    def fit(count: int) -> bool:
+        runner.step(Batch.of("", [tokens] * count, options.vocabulary, options.device))
         return True
 
     fits, fails = 0, 0
-    tried = 1
+    rows = 1
     while not fails or fails - fits > max(1, fits // 8):
-        if unless_full(partial(fit, tried)):
-            fits = tried
+        if tried(partial(fit, rows))[0]:
+            fits = rows
         else:
             runner.optimiser.zero_grad()
             release_memory()
-            fails = tried
-        tried = (fits + fails) // 2 if fails else 2 * fits
+            fails = rows
+        rows = (fits + fails) // 2 if fails else 2 * fits
     return fits
 
 
@@ -263,8 +261,8 @@ def refusals(options: argparse.Namespace) -> dict[str, str]:
     for tier in options.tiers:
         try:
             build(SHAPES["toy"], tier=tier, vocabulary=8, dropout=options.dropout, device=options.device)
-        except ValueError as error:
-            found[tier] = str(error)
+        except Exception as error:  # a ValueError of ours, or whatever importing another's package raises
+            found[tier] = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
     return found
 
 
@@ -281,15 +279,20 @@ def main(arguments: list[str] | None = None) -> None:
     if options.arena:
         named.append(("arena", arena_lengths(options, max(2, 2 * options.tokens // ARENA_BUDGET))))
     started = time.perf_counter()
+
+    def keep(found: list[Line]) -> None:
+        """Each time: a later tier or length may take the machine with it."""
+        if options.json:
+            command = shlex.join(["python", "scripts/bench/deberta.py", *(arguments or sys.argv[1:])])
+            found_all = {"command": command, "matmul_flops": rate, "lines": [asdict(one) for one in lines + found]}
+            write_json(options.json, "deberta", options, found_all)
+
     for name, lengths in named:
-        found = measure(options, tiers, Batch.of(name, lengths, options.vocabulary, options.device), rate)
+        found = measure(options, tiers, Batch.of(name, lengths, options.vocabulary, options.device), rate, keep)
         for one in found:
             print({key: value for key, value in asdict(one).items() if value is not None}, flush=True)
         lines += found
-        if options.json:  # each time: a later length may take the machine with it
-            command = shlex.join(["python", "scripts/bench/deberta.py", *(arguments or sys.argv[1:])])
-            found_all = {"command": command, "matmul_flops": rate, "lines": [asdict(one) for one in lines]}
-            write_json(options.json, "deberta", options, found_all)
+        keep([])
     print(f"{time.perf_counter() - started:.0f} s; matmul {rate / 1e9:,.0f} GFLOP/s in {options.precision}")
 
 

@@ -23,6 +23,7 @@ import torch
 from batches import clock, tier_of, write_json
 from deberta_shapes import SHAPES, build
 from soft_worker import Peak, synchronise
+from tried import tried
 
 from models.adapters import checkpoint_activations
 from models.encoder import freeze_lowest
@@ -121,38 +122,71 @@ def _optimiser(name: str, trained: list[Any]) -> Any:
     return bitsandbytes.optim.AdamW8bit(trained, lr=1e-6)
 
 
-def measure(options: argparse.Namespace) -> list[Line]:
-    """A line for each lever. Networks are made one after another for the peak, and again side by side for the time."""
+def measure(options: argparse.Namespace, keep: Callable[[list[Line]], None] = lambda lines: None) -> list[Line]:
+    """A line for each lever: networks are made one after another for the peak, and step side by side for the time.
+
+    keep: is given all lines after each lever. What must be compiled comes when all others are timed: it may take
+    minutes, or the process with it.
+    """
     drawn = torch.Generator().manual_seed(1)
     tokens = rounded(options.tokens, COMPILED_TOKENS)
     ids = torch.randint(1, options.vocabulary, (options.rows, tokens), generator=drawn).to(options.device)
     lines: dict[str, Line] = {}
     runners: dict[str, Runner] = {}
-    for lever in levers(options.network.layers):
-        lack = compile_lack() if lever.compiled else None
-        lines[lever.name] = Line(lever.name, lever.setting, cannot=lack)
-        if lack is None:
-            runner = runners[lever.name] = Runner(options, lever)
-            lines[lever.name] = replace(lines[lever.name], attention=tier_of(runner.network))
-            runner.step(ids)  # AdamW's state is made, kernels are compiled
-            peak = Peak(options.device)
-            runner.step(ids)
-            lines[lever.name] = replace(
-                lines[lever.name], peak_mib=peak.over_start() / 2**20, state_mib=runner.state_bytes / 2**20
-            )
+    for compiled in (False, True):
+        for lever in levers(options.network.layers):
+            if lever.compiled is compiled:
+                lines[lever.name] = Line(lever.name, lever.setting, cannot=compile_lack() if compiled else None)
+                if lines[lever.name].cannot is None:
+                    found, cannot = tried(lambda: _alone(options, lever, ids))  # noqa: B023
+                    lines[lever.name] = replace(lines[lever.name], cannot=cannot)
+                    if found:
+                        runners[lever.name], lines[lever.name] = found
+                keep(list(lines.values()))
+        _time(options, runners, lines, ids)
+        keep(list(lines.values()))
+    return list(lines.values())
+
+
+def _alone(options: argparse.Namespace, lever: Lever, ids: torch.Tensor) -> tuple[Runner, Line]:
+    """The lever's network after its first steps, and their memory."""
+    runner = Runner(options, lever)
+    attention = tier_of(runner.network)
+    runner.step(ids)  # AdamW's state is made, kernels are compiled
+    peak = Peak(options.device)
+    runner.step(ids)
+    peak_mib, state_mib = peak.over_start() / 2**20, runner.state_bytes / 2**20
+    return runner, Line(lever.name, lever.setting, attention, peak_mib=peak_mib, state_mib=state_mib)
+
+
+def _time(
+    options: argparse.Namespace, runners: dict[str, Runner], lines: dict[str, Line], ids: torch.Tensor
+) -> None:  # fmt: skip
+    """Time the networks in turns, into their lines; one that fails beside the others leaves both."""
+
+    def step(runner: Runner) -> float:
+        synchronise(options.device)
+        started = clock(options.device)
+        runner.step(ids)
+        synchronise(options.device)
+        return clock(options.device) - started
+
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     for _ in range(options.rounds):
-        for name, runner in runners.items():
-            synchronise(options.device)
-            started = clock(options.device)
-            runner.step(ids)
-            synchronise(options.device)
-            seconds[name].append(clock(options.device) - started)
-    plain_s, plain_mib = statistics.median(seconds["plain"]), lines["plain"].peak_mib or 1
+        for name in list(runners):
+            spent, cannot = tried(lambda: step(runners[name]))  # noqa: B023
+            if cannot is None:
+                seconds[name].append(spent)
+            else:
+                lines[name] = replace(lines[name], cannot=cannot)
+                del runners[name], seconds[name]
+    plain = lines["plain"]
+    plain_s = statistics.median(seconds["plain"]) if "plain" in seconds else None
     for name, found in seconds.items():
-        step, peak_mib = statistics.median(found), lines[name].peak_mib or 0
-        lines[name] = replace(lines[name], step_s=step, time_x=step / plain_s, peak_x=peak_mib / plain_mib)
-    return list(lines.values())
+        step_s, peak_mib = statistics.median(found), lines[name].peak_mib or 0
+        lines[name] = replace(lines[name], step_s=step_s)
+        if plain_s and plain.peak_mib:
+            lines[name] = replace(lines[name], time_x=step_s / plain_s, peak_x=peak_mib / plain.peak_mib)
 
 
 def table(lines: list[Line]) -> str:
@@ -184,11 +218,14 @@ def main() -> None:
     options.network = SHAPES[options.shape]
     if options.layers:
         options.network = replace(options.network, layers=options.layers)
-    lines = measure(options)
+
+    def keep(lines: list[Line]) -> None:
+        if options.json:
+            write_json(options.json, "levers", options, {"lines": [asdict(one) for one in lines]})
+
+    lines = measure(options, keep)
     print(f"attention {lines[0].attention}, but where a row says otherwise\n")
     print(table(lines))
-    if options.json:
-        write_json(options.json, "levers", options, {"lines": [asdict(one) for one in lines]})
 
 
 if __name__ == "__main__":
