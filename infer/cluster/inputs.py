@@ -35,6 +35,14 @@ class InputFile:
     def rows(self) -> int | None:
         return None if self.group_rows is None else sum(self.group_rows)
 
+    def refuse_changed(self) -> None:
+        """Raises ValueError where the file grew or shrank after its identity was taken; no byte is read."""
+        if (size := self.path.stat().st_size) != self.identity["input_bytes"]:
+            raise ValueError(
+                f"{self.path} changed while it was read: {self.identity['input_bytes']} bytes before, {size} now. "
+                "Name another folder for what it holds now."
+            )
+
 
 def named_files(given: Any, output: Path) -> dict[str, Path]:
     """{name: path} of the tables that `input` means: a file, a folder, a glob, or a list of these; sorted by name.

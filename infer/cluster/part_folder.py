@@ -2,7 +2,7 @@
 
     out/part-<file>-<digest>-000000.parquet   one for each chunk of an input file, in its place in one step
     out/_identity.json                        what every part depends on; a run that differs is refused
-    out/_ends/                                how many chunks a text file has, once one has read it to its end
+    out/_ends/                                how many rows a text file has, once one has read it to its end
     out/_record.json                          at the end: rows, figures and the identity; no record: unfinished
     out/_lock, out/_reading/                  while a run is at work: the parts in hand, and who has them
 
@@ -65,16 +65,19 @@ class PartFolder:
         kept = kept_extras(path) or {}
         return kept.get("input") == as_json(file.identity) and is_whole(path, self.schema)
 
-    def write_end(self, file: InputFile, chunks: int) -> None:
-        """The file has so many chunks: says it where the file itself does not, before it is read."""
+    def write_end(self, file: InputFile, rows: int) -> None:
+        """The file has so many rows, damaged ones too: says it where the file itself does not, before it is read."""
         if file.rows is None:
-            write_json(self._end(file), {"identity": file.identity, "chunks": chunks})
+            write_json(self._end(file), {"identity": file.identity, "rows": rows})
 
     def end(self, file: InputFile) -> int | None:
-        """The file's number of chunks as far as write_end has said it."""
+        """The file's number of rows as far as the file, or write_end, has said it."""
+        if file.rows is not None:
+            return file.rows
         if identity_in(self._end(file)) != as_json(file.identity):
             return None
-        return int(read_json(self._end(file))["chunks"])
+        rows = read_json(self._end(file)).get("rows")
+        return rows if isinstance(rows, int) else None
 
     def _end(self, file: InputFile) -> Path:
         return self.folder / "_ends" / f"{_prefix(file.name)}.json"
@@ -161,7 +164,7 @@ class OpenFolder:
         return content if content.get("inputs_sha256") == self.inputs_mark() else None
 
     def ends(self) -> dict[str, int | None]:
-        """{name of a text file: its number of chunks}, None where nobody has read it to its end."""
+        """{name of a file: its number of rows}, None for a text file that nobody has read to its end."""
         return {file.name: self.parts.end(file) for file in self.files}
 
     def inputs_mark(self) -> str:
@@ -187,6 +190,7 @@ class OpenFolder:
                     f"output={self.folder} holds {len(parts)} parts that were made otherwise: {how}. Delete the "
                     "folder, or name another one."
                 )
+            shutil.rmtree(self.folder / "_ends", ignore_errors=True)  # other settings may find other rows in a file
             write_record(path, self.identity, {})
         strangers = {part.name for part in parts} - {
             self.parts.path(file, chunk).name for file, chunks in self._owned() for chunk in chunks

@@ -214,12 +214,15 @@ def _finish(folder: OpenFolder, job: ReadingJob, source: RowSource, launch: Mapp
     paths: dict[Path, InputFile] = {}
     for file in folder.files:
         count = chunk_count(file, folder.parts.end(file), chunk_rows)
-        assert count is not None, file
+        if count is None:
+            raise ValueError(f"{file.path} was read by nobody to its end. Give the command again.")
         paths |= {folder.parts.path(file, chunk): file for chunk in range(count)}
     refuse_missing(folder.folder, list(paths))
     with ThreadPoolExecutor(THREADS) as pool:
         extras = dict(zip(paths, pool.map(_without_notes, paths), strict=True))
-    bad_rows = _left_out(folder, source, [(file, extras[path]) for path, file in paths.items()])
+    parts = [(file, extras[path]) for path, file in paths.items()]
+    _refuse_lost_rows(folder, parts)
+    bad_rows = _left_out(folder, source, parts)
     first, reader = next((path, one["reader"]) for path, one in extras.items() if "reader" in one)
     said: dict[str, Any] = {}
     if "notes" in (of_the_first := read_extras(first)):
@@ -230,8 +233,8 @@ def _finish(folder: OpenFolder, job: ReadingJob, source: RowSource, launch: Mapp
     columns = summary_columns(source.labels, labelled=source.label_column is not None)
     strays = [one.get("strays", {}) for one in extras.values()]
     figures = summarise(part_frames(paths, columns), source.labels, strays)
-    expected, rows = [file.rows for file in folder.files], figures["rows"] + bad_rows
-    assert None in expected or sum(map(int, filter(None, expected))) == rows, (expected, rows)
+    expected = sum(one["rows"] for one in extras.values())
+    assert figures["rows"] == expected, (figures["rows"], expected)
     folder.write_record({
         "labels": list(source.labels), "reader": reader, "files": len(folder.files), "parts": len(paths),
         **launch, **said, **figures, **({"bad_rows": bad_rows} if bad_rows else {}),
@@ -241,6 +244,21 @@ def _finish(folder: OpenFolder, job: ReadingJob, source: RowSource, launch: Mapp
 def _without_notes(path: Path) -> dict[str, Any]:
     """What is kept in a part but for its notes, which are too large to be held of all parts."""
     return {key: value for key, value in read_extras(path).items() if key != "notes"}
+
+
+def _refuse_lost_rows(folder: OpenFolder, parts: Sequence[tuple[InputFile, Mapping[str, Any]]]) -> None:
+    """Refuses parts that hold other than every row of their file, those left out too, and a file that has changed."""
+    held: dict[str, int] = {}
+    for file, extras in parts:
+        held[file.name] = held.get(file.name, 0) + extras["rows"] + len(extras["bad_rows"])
+    for file in folder.files:
+        rows, found = folder.parts.end(file), held.get(file.name, 0)
+        if found != rows:
+            raise ValueError(
+                f"{file.path} has {rows} rows, its parts hold {found}. Delete {folder.folder} and give the command "
+                "again."
+            )
+        file.refuse_changed()
 
 
 def _left_out(folder: OpenFolder, source: RowSource, parts: Sequence[tuple[InputFile, Mapping[str, Any]]]) -> int:

@@ -50,8 +50,8 @@ def slices_to_read(
 ) -> list[Slice]:  # fmt: skip
     """The slices of every chunk that is not done, in the files' order; [] where all is.
 
-    ends: chunks of each text file, None where nobody has read it to its end. workers: where there are fewer slices than
-    that, each is dealt to several.
+    ends: rows of each file, None for a text file that nobody has read to its end. workers: where there are fewer slices
+    than that, each is dealt to several.
     """
     found = [one for file in files for one in _stretches(file, done[file.name], ends[file.name], chunk_rows)]
     shares = ceil(workers / len(found)) if found else 1
@@ -59,8 +59,9 @@ def slices_to_read(
 
 
 def chunk_count(file: InputFile, end: int | None, chunk_rows: int) -> int | None:
-    """How many chunks a file has; None for a text file that nobody has read to its end."""
-    return end if file.rows is None else ceil(file.rows / chunk_rows)
+    """How many chunks a file of `end` rows has; None for a text file that nobody has read to its end."""
+    rows = end if file.rows is None else file.rows
+    return None if rows is None else ceil(rows / chunk_rows)
 
 
 def said_missing(
@@ -85,7 +86,8 @@ def _shares(one: Slice, wanted: int) -> int:
 def _stretches(file: InputFile, done: set[int], end: int | None, chunk_rows: int) -> list[Slice]:
     count = chunk_count(file, end, chunk_rows)
     if count is None:
-        return [Slice(file, next(at for at in range(len(done) + 1) if at not in done), None)]
+        first = next(at for at in range(len(done) + 1) if at not in done)
+        return [Slice(file, max(first - 1, 0), None)]  # one chunk that is done: it may be the last, which tells the end
     # A group's chunks are those whose first row lies in it; a text file is one group.
     ends = [0, *accumulate(file.group_rows)] if file.group_rows is not None else [0, count * chunk_rows]
     groups = [range(ceil(begin / chunk_rows), ceil(end / chunk_rows)) for begin, end in pairwise(ends)]

@@ -88,15 +88,17 @@ class SliceReader:
                 yield {"receipt": [json.dumps({**own, **receipt})]}
 
     def _read(self, one: Slice) -> Iterator[dict[str, Any]]:
-        at, said = one.first, ""
+        at, said, end = one.first, "", 0
         if self._job.left_s() <= 0:  # its file need not even be opened
             yield {"file": one.file.name, "chunk": at, "late": True}
             return
         while one.stop is None or at < one.stop:  # once, but for what a refused chunk leaves behind it
             try:
+                one.file.refuse_changed()
                 reading = self._job.reading(one.file.path)
                 bad_rows: list[BadRow] = []
                 for number, rows in reading.source.chunks_from(at, bad_rows):
+                    end = number * reading.source.chunk_rows + len(rows) + len(bad_rows)
                     if one.wants(number):
                         receipt = self._part(reading, one.file, number, rows, bad_rows)
                         yield receipt
@@ -106,7 +108,8 @@ class SliceReader:
                     at = number + 1
                     if at == one.stop:
                         return
-                self._job.parts.write_end(one.file, at)
+                if end > (at - 1) * reading.source.chunk_rows:  # the last chunk was seen, its rows are counted
+                    self._job.parts.write_end(one.file, end)
                 return
             except (ValueError, MemoryError) as error:
                 before, said = said, str(error) or f"{one.file.name}, chunk {at}: {type(error).__name__}"
