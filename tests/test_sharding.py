@@ -102,8 +102,7 @@ def test_accelerate_takes_the_fsdp_of_every_experiment() -> None:
     ("overrides", "said"),
     [
         (("+experiment=arena_deberta", "trainer=zero2", "trainer.optimizer=adamw_8bit"), "trainer.optimizer=adamw"),
-        (("+experiment=arena_llama_qlora", "trainer=zero3"), "4-bit weights among it.*trainer=zero2"),
-        (("+experiment=skills_quickstart", "trainer=fsdp"), "trainer=zero2"),
+        (("+experiment=arena_llama_qlora", "trainer=fsdp"), "which the folds share.*trainer=zero3.*trainer=zero2"),
         (("+experiment=arena_deberta", "trainer=zero3", "trainer.compile=true"), "trainer.compile=true"),
     ],
 )
@@ -115,11 +114,14 @@ def test_what_cannot_be_dealt_out_is_refused_before_anything_is_loaded(monkeypat
         check_sharding(compose(*overrides, "run_dir=run"))
 
 
-def test_4_bit_adapters_train_with_zero2(monkeypatch) -> None:
+@pytest.mark.parametrize("sharding", ["zero2", "zero3"])
+def test_4_bit_adapters_take_both_of_deepspeeds_ways(monkeypatch, sharding: str) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     for name in ("arena_llama_qlora", "skills_llama_qlora", "arena_gemma2_qlora"):
-        settings = compose(f"+experiment={name}", "trainer=zero2", "trainer.optimizer=paged_adamw_8bit", "run_dir=run")
+        settings = compose(
+            f"+experiment={name}", f"trainer={sharding}", "trainer.optimizer=paged_adamw_8bit", "run_dir=run"
+        )
         check_sharding(settings)
     refuse_sharding("nf4", {"ACCELERATE_USE_DEEPSPEED": "true"})  # as transformers announces ours
 

@@ -103,6 +103,10 @@ class AdapterLearner:
         if self.base.head == "label":
             vocab_size = token_count(self.base.loaded.tokenizer)
             self.network = AnswerNetwork(self.model, asked.trees, vocab_size=vocab_size)
+            if settings.trainer.sharding == "zero3":
+                # Tried when it is first asked for, one process would read the model while the others do not.
+                with self.base.autocast():
+                    self.network.takes_tree()
         else:
             self.network = SequenceNetwork(self.model)
         log.info(trained_line(self.model))

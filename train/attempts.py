@@ -66,6 +66,7 @@ def fit_network(settings: Settings, data: FoldData, fold: int, folder: Path, *, 
             )
             write_json(work / "collapsed.json", {key: value for key, value in story.items() if key != "least_s"})
         wait_for_all()
+        loop.take_back()
         # A Trainer and its callbacks hold each other: weights, gradients and Adam's state would stay for another fold.
         del learner, loop
         forget_sharding()

@@ -28,7 +28,7 @@ from train.agreement import largest, mean
 from train.checkpoints import UNFINISHED, best_whole_step, put_in_place
 from train.pace import Pace, TimeIsUp
 from train.step import StepTrainer
-from train.whole_weights import load_deepspeed_state, save_dealt_state, whole
+from train.whole_weights import load_deepspeed_state, marks, save_dealt_state, take_back, whole
 
 PROGRESS = "progress.json"
 TIME_IS_UP = 1  # beside the signals' numbers, which are larger
@@ -49,6 +49,7 @@ class SavingTrainer(StepTrainer):
         self._resumed: Path | None = None
         self._saving = False
         super().__init__(*given, **named)
+        self.marks = marks(self.model)
         self.add_callback(_GoOn(self))
 
     @property
@@ -88,6 +89,10 @@ class SavingTrainer(StepTrainer):
     def whole(self, *, exact: bool = False) -> AbstractContextManager[None]:
         """A block in which every process has the network's whole weights; see train.whole_weights."""
         return whole(self.model, self.model_wrapped, exact=exact)
+
+    def take_back(self) -> None:
+        """The network as it was before any sharding, the training being over; see train.whole_weights."""
+        take_back(self.model, self.model_wrapped, self.marks)
 
     def _maybe_log_save_evaluate(self, *given: Any, **named: Any) -> None:
         """What follows a step. Raises Stopped or TimeIsUp once it is saved; an evaluation is then left to the next."""

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# What an ended engine of DeepSpeed leaves on them, 0.19.
+LEFT_ON_MODULES = ("ds_", "_external_params", "_original_parameters", "all_parameters", "pre_bwd_fn", "post_bwd_fn")
+
 
 @contextmanager
 def whole(network: Any, engine: Any = None, *, exact: bool = False) -> Iterator[None]:
@@ -32,6 +35,37 @@ def whole(network: Any, engine: Any = None, *, exact: bool = False) -> Iterator[
             yield
     else:
         yield
+
+
+def marks(network: Any) -> dict[int, frozenset[str]]:
+    """What each parameter has beside its numbers, before DeepSpeed takes it; by id."""
+    return {id(parameter): frozenset(vars(parameter)) for parameter in network.parameters()}
+
+
+def take_back(network: Any, engine: Any, before: dict[int, frozenset[str]]) -> None:
+    """Leave a network that ZeRO-3 dealt out as torch made it, whole in every process; its engine ends.
+
+    A base of adapters goes on to predict, where processes read as many rows as they like, and to the next fold, whose
+    engine deals it out anew. before: the network's marks. Every process must call it.
+    """
+    parameters = list(network.parameters())
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return
+    import deepspeed
+    from deepspeed.runtime.zero import parameter_offload
+
+    with deepspeed.zero.GatheredParameters(parameters):
+        gathered = [parameter.data for parameter in parameters]  # held on to while DeepSpeed lets go
+    engine.destroy()  # its hooks
+    for parameter, tensor in zip(parameters, gathered, strict=True):
+        for name in vars(parameter).keys() - before[id(parameter)]:
+            delattr(parameter, name)
+        parameter.data = tensor
+    for module in network.modules():
+        module._parameters = dict(module._parameters)  # a dict that gathers what is read from it
+        for name in [name for name in vars(module) if name.startswith(LEFT_ON_MODULES)]:
+            delattr(module, name)
+    parameter_offload.FWD_MODULE_STACK.clear()  # or every fold's network stays in memory
 
 
 @contextmanager
