@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from models.adapters import quiet_peft
+from models.added_row import whole_tables
 from models.encoder import HEAD_DEPTH, depth
 from models.method_settings import AdapterSettings
 
@@ -59,11 +60,9 @@ def merged_state(encoder: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_encoder(encoder: Any, folder: Path) -> None:
-    """Write an ordinary checkpoint of the encoder, its adapters merged where it has any."""
-    if adapted(encoder):
-        encoder.save_pretrained(folder, state_dict=merged_state(encoder))
-    else:
-        encoder.save_pretrained(folder)
+    """Write an ordinary checkpoint of the encoder; adapters, and a row that trained alone, are merged into it."""
+    state = merged_state(encoder) if adapted(encoder) else encoder.state_dict()
+    encoder.save_pretrained(folder, state_dict=whole_tables(encoder, state))
 
 
 def _targets(encoder: nn.Module, wanted: str) -> list[str]:

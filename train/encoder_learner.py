@@ -16,6 +16,7 @@ import numpy as np
 from infer.encoder import EncoderClassifier, build_model
 from infer.ranks import wait_for_all
 from models.adapters import checkpoint_activations
+from models.added_row import train_line_break
 from models.encoder import check_budget, freeze_lowest, load_encoder
 from models.encoder_adapters import add_adapters
 from models.names import resolve_model
@@ -121,6 +122,9 @@ def load_trainable(settings: Settings, tokenizer: Any, labels: Sequence[str]) ->
     if wanted.adapters:
         add_adapters(encoder, settings.adapter)
     freeze_lowest(encoder, wanted.frozen_layers)
+    # Below frozen layers its gradient would have to pass all of them: the time and memory that freezing them saves.
+    if wanted.frozen_layers <= 1:
+        train_line_break(encoder, tokenizer)
     if settings.trainer.activation_checkpointing:
         checkpoint_activations(encoder, settings.trainer.checkpoint_every)
     counts = [(weight.numel(), weight.requires_grad) for weight in encoder.parameters()]
