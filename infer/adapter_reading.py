@@ -124,7 +124,7 @@ def refuse_unread(found: np.ndarray, ids: Sequence[str]) -> None:
 
 def fields_of(row: Any, *, swapped: bool = False) -> dict[str, str]:
     """The question's fields of a row; swapped: the answers of an arena row exchanged."""
-    from infer.judge import row_fields
+    from infer.arena.judge import row_fields
 
     return row_fields(row, swapped=swapped) if isinstance(row, ArenaRow) else row.fields
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from infer.arena_answer import deliver
+from infer.arena.answer import deliver
 from infer.blend import apply, fit_weights
 from infer.calibration.temperature import (
     apply_temperature,

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
 
-from infer.arena_answer import BAD_ROWS, PREDICTIONS, SUBMISSION
+from infer.arena.answer import BAD_ROWS, PREDICTIONS, SUBMISSION
 from infer.readers.by_method import reader_kind
 from infer.text_files import ANSWERS_FILE, BAD_ROWS_FILE, LABELS_FILE, NOTES_FILE, beside
 from models.kind_settings import SkillsTask, TextTask

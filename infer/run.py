@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infer.arena_answer import ArenaReading, answer_all, read_test_rows
+from infer.arena.answer import ArenaReading, answer_all, read_test_rows
 from infer.blend_runs import blend_runs
 from infer.calibration.temperature import apply_temperature
 from infer.checkpoints import find_checkpoints, run_temperature
@@ -43,7 +43,7 @@ def run(settings: Settings) -> Predictions | Path:
 
 
 def _by_judge(settings: Settings, out: Path) -> Predictions:
-    from infer.judge import judge
+    from infer.arena.judge import judge
 
     open_log(out / "infer.log", main=is_main())
     table = read_test_rows(settings.arena)
@@ -57,7 +57,7 @@ def _by_judge(settings: Settings, out: Path) -> Predictions:
 
 def _by_checkpoints(settings: Settings, out: Path) -> Predictions:
     """The mean over the run's checkpoints, with the run's temperature; what was read survives a kill."""
-    from infer.arena_passes import ArenaPasses
+    from infer.arena.passes import ArenaPasses
 
     folder, main = Path(settings.run_dir), is_main()
     checkpoints = find_checkpoints(folder)

@@ -26,8 +26,10 @@ from test_arena_passes import (  # noqa: F401  fixtures
     unbroken,
 )
 
-from infer import arena_passes, order_readers, stopping
-from infer.order_readers import OrderReader
+from infer import stopping
+from infer.arena import order_readers
+from infer.arena import passes as arena_passes
+from infer.arena.order_readers import OrderReader
 from infer.pace import LATE
 from infer.parts import Parts
 

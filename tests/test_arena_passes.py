@@ -1,4 +1,4 @@
-"""infer.arena_passes: what was read is kept, a run that goes on gives the same bytes, and time is kept to."""
+"""infer.arena.passes: what was read is kept, a run that goes on gives the same bytes, and time is kept to."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import pandas as pd
 import pytest
 from conftest import ROOT, compose, free_port, pair_rows, tiny_run, write_arena_csv
 
-from infer import arena_passes, order_readers, stopping
-from infer.order_readers import OrderReader
+from infer import stopping
+from infer.arena import order_readers
+from infer.arena import passes as arena_passes
+from infer.arena.order_readers import OrderReader
 from infer.predictions import Predictions
 from infer.run import run as predict
 from train.run import run as train

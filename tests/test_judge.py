@@ -13,11 +13,12 @@ import pytest
 from conftest import compose, pair_rows, write_arena_csv
 from warm_commands import WarmCommands
 
-from infer import judge, stopping
-from infer.judge import row_fields
+from infer import stopping
+from infer.arena import judge
+from infer.arena.judge import row_fields
+from infer.arena.submission import check_submission
 from infer.predictions import Predictions
 from infer.run import run
-from infer.submission import check_submission
 from models.tasks.arena import LABELS, ArenaRow
 
 WINNERS = [f"winner_{label}" for label in LABELS]

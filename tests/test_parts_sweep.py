@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from infer.arena_passes import OTHERS
+from infer.arena.passes import OTHERS
 from infer.parts import Parts
 
 

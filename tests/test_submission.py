@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infer.arena.submission import check_submission, write_submission
 from infer.predictions import Predictions
-from infer.submission import check_submission, write_submission
 
 LABELS = ("model_a", "model_b", "tie")
 COLUMNS = ["id", "winner_model_a", "winner_model_b", "winner_tie"]

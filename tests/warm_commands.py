@@ -40,7 +40,7 @@ WARM = (
     "torch._dynamo", "transformers.trainer", "transformers.models.bert", "transformers.models.bert.modeling_bert",
     "transformers.models.llama.modeling_llama", "transformers.tokenization_utils_tokenizers", "train.cli", "train.run",
     "train.attempts", "train.loop", "train.finished", "train.metrics", "train.encoder_learner", "train.adapter_learner",
-    "train.text_encoder_learner", "infer.cli", "infer.run", "infer.arena_passes", "infer.text_run", "infer.encoder",
+    "train.text_encoder_learner", "infer.cli", "infer.run", "infer.arena.passes", "infer.text_run", "infer.encoder",
     "infer.readers.by_method", "infer.report",
 )  # fmt: skip
 

@@ -25,11 +25,11 @@ from batches import Job, clock, make_network, train_epoch, write_json
 from soft_classification import commit
 from soft_worker import hardware
 
+from infer.arena.submission import write_submission
 from infer.calibration.temperature import settle_temperature
 from infer.encoder import EncoderClassifier, build_model
 from infer.metrics import score
 from infer.predictions import Predictions
-from infer.submission import write_submission
 from models.encoder import load_encoder
 from models.names import resolve_model
 from models.reader import load_tokenizer, make_reader

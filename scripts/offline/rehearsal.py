@@ -33,7 +33,8 @@ MARGIN = 1.5  # the time is foretold from a few hundred rows of another machine
 DEFAULT_BUDGET_TOKENS = 1024  # where a checkpoint does not say how much of a row it reads
 ISOLATED = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0"; exec "$@"'
 TORCHLESS = ("hydra", "omegaconf", "numpy", "pandas", "pyarrow", "scipy", "sklearn", "skops", "tokenizers", "plotly",
-             "safetensors", "sentencepiece", "matplotlib", "datasets", "infer.cli", "infer.submission")  # fmt: skip
+             "safetensors", "sentencepiece", "matplotlib", "datasets", "infer.cli",
+             "infer.arena.submission")  # fmt: skip
 READ_ALL = """
 import resource, sys
 from models.tasks.arena import read_rows

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from infer.arena.submission import check_sample, write_submission
 from infer.identity import write_record
 from infer.logs import log
 from infer.predictions import Predictions, join
-from infer.submission import check_sample, write_submission
 from models.settings import ArenaTask, Settings
 from models.tasks.arena import LABELS, ArenaTable, read_rows
 from models.tasks.bad_rows import write_bad_rows

@@ -25,12 +25,12 @@ import numpy as np
 import pandas as pd
 
 from infer.adapter_reading import refuse_unread
-from infer.arena_answer import BAD_ROWS, ORDERS, PREDICTIONS, SUBMISSION
+from infer.arena.answer import BAD_ROWS, ORDERS, PREDICTIONS, SUBMISSION
+from infer.arena.order_readers import OrderReader, RowChunks, chunk_rows, orders_of
 from infer.checkpoints import checkpoint_identity
 from infer.chunked import OutOfTime, P, fill_parts, open_parts
 from infer.identity import input_identity
 from infer.logs import log
-from infer.order_readers import OrderReader, RowChunks, chunk_rows, orders_of
 from infer.pace import Pace
 from infer.parts import Parts
 from infer.predictions import OTHER_COLUMN

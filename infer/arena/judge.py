@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from infer.arena_answer import BAD_ROWS, ORDERS, PREDICTIONS, SUBMISSION, ArenaReading
+from infer.arena.answer import BAD_ROWS, ORDERS, PREDICTIONS, SUBMISSION, ArenaReading
 from infer.chunked import (
     OutOfTime,
     P,
