@@ -248,6 +248,10 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = time.monotonic()
+        self._ahead = time.time() - self.now
+
+    def time(self) -> float:
+        return self.now + self._ahead
 
     def monotonic(self) -> float:
         return self.now
@@ -258,11 +262,12 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch):
-    """In place of time.monotonic and time.sleep; a time budget counts from here."""
+    """In place of time.time, time.monotonic and time.sleep; a time budget counts from here."""
     from infer import stopping
 
     made = Clock()
     with monkeypatch.context() as patch:
+        patch.setattr(time, "time", made.time)
         patch.setattr(time, "monotonic", made.monotonic)
         patch.setattr(time, "sleep", made.sleep)
         stopping.forget()

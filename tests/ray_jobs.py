@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from text_runs import reviews, settings_of
 
@@ -12,6 +15,9 @@ from infer.cluster.inputs import InputFile, named_files, read_input
 from infer.cluster.part_folder import PartFolder
 from infer.cluster.slices import Slice
 from infer.cluster.worker import ReadingJob, SliceReader
+
+if TYPE_CHECKING:
+    from infer.text_reading import TextReading
 
 
 def table(path: Path, rows: int = 3, **options: Any) -> Path:
@@ -32,6 +38,18 @@ def job_of(folder: Path, model: str, *overrides: str) -> tuple[ReadingJob, list[
     first = for_file(settings, files[0].path)
     parts = PartFolder(folder / "out", TextReading(first, open_source(first), None, None).schema())
     return ReadingJob(settings, None, None, parts), files
+
+
+class DiesOnce(SliceReader):
+    """A worker that kills itself amid a part that it has just been given: the sixth of the run, and once."""
+
+    def _part(self, reading: TextReading, file: InputFile, number: int, *rows: Any) -> dict[str, Any]:
+        parts = self._job.parts
+        if len(list(parts.folder.glob("part-*.parquet"))) >= 5:
+            with suppress(FileExistsError), parts.in_hand(file, number, "reading"):
+                (parts.folder.parent / "killed").touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super()._part(reading, file, number, *rows)
 
 
 def receipts(job: ReadingJob, slices: list[Slice]) -> list[dict[str, Any]]:

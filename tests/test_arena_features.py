@@ -162,9 +162,10 @@ def test_prompt_kinds_are_recognised() -> None:
 @pytest.mark.parametrize("piece", ["*", "[a", "<a", "|", "$", "\n", "# ", "1.", "`", " ", "a:", "- ", "(", "ab "])
 def test_a_long_monotonous_answer_costs_no_quadratic_time(piece: str) -> None:
     def seconds(repeats: int) -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         text_features(piece * repeats)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
-    # Ten times the text may take ten times as long; a quadratic search takes a hundred. 50 ms: noise of a busy machine.
-    assert seconds(50_000) < 40 * min(seconds(5_000) for _attempt in range(3)) + 0.05
+    # Ten times the text may take ten times as long; a quadratic search takes a hundred. 50 ms: noise of a busy machine,
+    # which the processor's own time has little of, and the least of three tries less.
+    assert min(seconds(50_000) for _attempt in range(3)) < 40 * min(seconds(5_000) for _attempt in range(3)) + 0.05

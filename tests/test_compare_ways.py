@@ -162,7 +162,7 @@ def test_a_comparison_that_is_killed_leaves_no_process_behind(tmp_path: Path) ->
     child = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
-    for _ in range(100):
+    for _ in range(600):
         state = Path(f"/proc/{child}/status")
         if not state.is_file() or "State:\tZ" in state.read_text():
             return

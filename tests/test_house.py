@@ -6,7 +6,6 @@ import ast
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -137,19 +136,20 @@ def test_free_keys_are_settings() -> None:
 
 def run_door(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60,
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300,
         env=os.environ | environment,
     )  # fmt: skip
 
 
 def test_help_answers_without_heavy_imports() -> None:
-    started = time.monotonic()
+    before = os.times()
     done = run_door("train", "--help", PYTHONPROFILEIMPORTTIME="1")
-    seconds = time.monotonic() - started
+    after = os.times()
+    seconds = sum(after[2:4]) - sum(before[2:4])  # of the processor's time, its children's: no busy machine's
     assert done.returncode == 0 and "python -m infer" in done.stdout
     imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert not imported & HEAVY
-    assert seconds < 10  # under one on an idle machine; this bound only catches a forgotten import on a busy one
+    assert seconds < 10  # under one; this bound only catches a forgotten import
 
 
 def test_multirun_under_two_ranks_is_refused_with_what_to_do() -> None:

@@ -332,7 +332,7 @@ def test_a_run_killed_at_any_moment_gives_the_bytes_of_an_unbroken_one(tmp_path:
     unbroken = tmp_path / "unbroken" / name
     assert start(unbroken).wait() == 0
     output, kills = tmp_path / "killed" / name, 0
-    chance = random.Random(time.time_ns())
+    chance = random.Random(name)
     while not finished(output, IDENTITY):
         process = start(output, wait_s=0.02)
         assert process.stdout is not None
@@ -349,8 +349,8 @@ def test_a_run_killed_at_any_moment_gives_the_bytes_of_an_unbroken_one(tmp_path:
 def test_two_processes_share_the_chunks_and_give_the_same_bytes(tmp_path: Path) -> None:
     run_alone = start(tmp_path / "alone.csv.gz")
     shares = [start(tmp_path / "shared.csv.gz", 0.01, RANK=str(number), WORLD_SIZE="2") for number in (1, 0)]
-    said = [process.communicate()[0].split() for process in shares]
-    assert run_alone.wait() == 0 and [process.returncode for process in shares] == [0, 0]
+    said = [process.communicate(timeout=300)[0].split() for process in shares]
+    assert run_alone.wait(300) == 0 and [process.returncode for process in shares] == [0, 0]
     assert said == [[str(n) for n in range(1, 40, 2)], [str(n) for n in range(0, 40, 2)]]
     assert output_bytes(tmp_path / "shared.csv.gz") == output_bytes(tmp_path / "alone.csv.gz")
     assert len(read_table(tmp_path / "shared.csv.gz").frame) == 20_000

@@ -173,7 +173,7 @@ def test_a_missing_ray_is_answered_with_the_line_that_installs_it(monkeypatch: p
 
 
 def test_a_worker_begins_no_chunk_that_its_pace_says_would_be_late(
-    tmp_path: Path, tiny_language_model: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_language_model: str, monkeypatch: pytest.MonkeyPatch, clock
 ) -> None:
     """Chunks that are there are told all the same; what is left is said and read by the next launch."""
     table(tmp_path / "in" / "a.parquet", 40)

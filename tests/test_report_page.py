@@ -163,17 +163,17 @@ def test_the_likeliest_label_is_given_where_it_is_sure_enough(page: Any) -> None
     assert share(page) == pytest.approx(sure.mean(), abs=ROUNDED)
 
 
-@pytest.mark.parametrize("sure", [True, False])
-def test_targets_find_the_threshold_that_python_finds(page: Any, sure: bool) -> None:
-    rows, confidence = decided_on(), 0.95 if sure else 0.5
-    page.locator("#target-sure").set_checked(sure)
-    scores = rows.probs[:, 1].astype(float)
-    for name, fit, target in (("precision", for_precision, 0.85), ("recall", for_recall, 0.9)):
-        page.locator("#target-figure").select_option(name)
-        page.locator("#target-value").fill(str(target))
-        page.get_by_role("button", name="Find", exact=True).click()
-        expected = fit(rows, "yes", target, confidence=confidence).at_least
-        assert (scores >= threshold(page)).sum() == (scores >= expected).sum(), name
+def test_targets_find_the_threshold_that_python_finds(page: Any) -> None:
+    for sure in (True, False):
+        rows, confidence = decided_on(), 0.95 if sure else 0.5
+        page.locator("#target-sure").set_checked(sure)
+        scores = rows.probs[:, 1].astype(float)
+        for name, fit, target in (("precision", for_precision, 0.85), ("recall", for_recall, 0.9)):
+            page.locator("#target-figure").select_option(name)
+            page.locator("#target-value").fill(str(target))
+            page.get_by_role("button", name="Find", exact=True).click()
+            expected = fit(rows, "yes", target, confidence=confidence).at_least
+            assert (scores >= threshold(page)).sum() == (scores >= expected).sum(), name
 
 
 def test_a_target_out_of_reach_is_said_and_moves_nothing(page: Any) -> None:
@@ -196,32 +196,32 @@ def test_a_target_that_more_rows_would_show_is_refused_with_how_many_as_in_pytho
         assert page.locator("#found").inner_text().replace(",", "").endswith(ending.replace(",", ""))
 
 
-@pytest.mark.parametrize("person", [None, 0.3])
-def test_prices_find_the_cutoff_that_python_finds(page: Any, person: float | None) -> None:
-    rows = decided_on()
-    for field, price in (("#cost-alarm", 2.0), ("#cost-miss", 5.0), ("#cost-person", person)):
-        page.locator(field).fill("" if price is None else str(price))
-    page.get_by_role("button", name="Find the cheapest").click()
-    expected = cheapest(rows, "yes", false_alarm=2.0, miss=5.0, person=person)
-    found = np.array(judge(expected, rows)["confusion"])
-    left = ROWS - found.sum()
-    cost = 2 * found[0, 1] + 5 * found[1, 0] + (person or 0) * left
-    assert f"The cheapest: {cost:,.2f}".rstrip("0").rstrip(".") in page.locator("#found").inner_text()
+def test_prices_find_the_cutoff_that_python_finds(page: Any) -> None:
+    for person in (None, 0.3):
+        rows = decided_on()
+        for field, price in (("#cost-alarm", 2.0), ("#cost-miss", 5.0), ("#cost-person", person)):
+            page.locator(field).fill("" if price is None else str(price))
+        page.get_by_role("button", name="Find the cheapest").click()
+        expected = cheapest(rows, "yes", false_alarm=2.0, miss=5.0, person=person)
+        found = np.array(judge(expected, rows)["confusion"])
+        left = ROWS - found.sum()
+        cost = 2 * found[0, 1] + 5 * found[1, 0] + (person or 0) * left
+        assert f"The cheapest: {cost:,.2f}".rstrip("0").rstrip(".") in page.locator("#found").inner_text()
 
 
-@pytest.mark.parametrize("person", [None, 0.0, 0.3])
-def test_no_row_is_left_to_a_person_whose_look_has_no_price(page: Any, person: float | None) -> None:
+def test_no_row_is_left_to_a_person_whose_look_has_no_price(page: Any) -> None:
     """For the likeliest label: without a price all are answered, with one the sum of all prices is the least."""
-    rows = decided_on()
-    page.locator("#cutoff-mode").select_option(index=0)
-    page.locator("#cost-person").fill("" if person is None else str(person))
-    page.get_by_role("button", name="Find the cheapest").click()
-    sure, right = rows.probs.max(axis=1), rows.predicted == rows.truth
-    prices = [(~right & (sure >= at)).sum() + (person or 0) * (sure < at).sum() for at in [*np.unique(sure), 1.1]]
-    expected = prices[0] if person is None else min(prices)
-    assert f"The cheapest: {expected:,.2f}".rstrip("0").rstrip(".") in page.locator("#found").inner_text()
-    if person is None:
-        assert share(page) == 1 and "Price a person's look" in page.locator("#found").inner_text()
+    for person in (None, 0.0, 0.3):
+        rows = decided_on()
+        page.locator("#cutoff-mode").select_option(index=0)
+        page.locator("#cost-person").fill("" if person is None else str(person))
+        page.get_by_role("button", name="Find the cheapest").click()
+        sure, right = rows.probs.max(axis=1), rows.predicted == rows.truth
+        prices = [(~right & (sure >= at)).sum() + (person or 0) * (sure < at).sum() for at in [*np.unique(sure), 1.1]]
+        expected = prices[0] if person is None else min(prices)
+        assert f"The cheapest: {expected:,.2f}".rstrip("0").rstrip(".") in page.locator("#found").inner_text()
+        if person is None:
+            assert share(page) == 1 and "Price a person's look" in page.locator("#found").inner_text()
 
 
 def test_the_saved_decision_is_applied_as_the_page_showed_it(page: Any, tmp_path: Path) -> None:

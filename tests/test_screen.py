@@ -34,7 +34,7 @@ def speak(folder: Path, log: str | None = None, tail: str = "") -> tuple[int, st
     (folder / "speak.py").write_text(pieces)
     command = f"set -o pipefail; {sys.executable} {folder / 'speak.py'} {tail}"
     done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, timeout=60,
+        ["bash", "-c", command], capture_output=True, text=True, timeout=300,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (folder / "done").read_text() == "done"
@@ -69,6 +69,6 @@ def test_a_log_on_a_full_disk_is_told_once_and_the_screen_has_every_line(tmp_pat
 @pytest.mark.parametrize(("tail", "code"), [("| true", 141), ("> /dev/full", 2)])
 def test_help_that_nobody_can_read_is_no_traceback(tail: str, code: int) -> None:
     command = f"set -o pipefail; {sys.executable} -m train --help {tail}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == code, done.stderr
     assert done.stderr == ("" if code == 141 else "error: [Errno 28] No space left on device\n")

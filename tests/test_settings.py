@@ -264,7 +264,7 @@ def test_commas_go_on_to_mean_a_sweep() -> None:
 def test_a_runs_record_shows_the_command_as_it_was_given(tmp_path: Path) -> None:
     code = "import sys; from infer.door import open_door; open_door(lambda settings: print(sys.argv[1:]))"
     given = [SOFT, "question.prompt=Review: {text}"]
-    done = subprocess.run([sys.executable, "-c", code, *given], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, *given], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == str(given), done.stderr
 
 

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ each_sharding = pytest.mark.parametrize(
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
 
 
+@cache
 def trained(sharding: str) -> list:
     """The settings of every experiment that trains a network, sharded."""
     found = []

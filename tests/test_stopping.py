@@ -77,19 +77,19 @@ def test_a_block_is_told_that_its_time_is_over_until_it_hears(deaf: int, monkeyp
                 heard += 1
                 if heard > deaf:
                     raise
-    assert heard == deaf + 1
+    assert 1 <= heard <= deaf + 1  # on a busy machine one comes while another is taken, and is heard there
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0) and signal.getsignal(signal.SIGALRM) is before
 
 
 def test_a_block_that_ends_in_time_hears_nothing() -> None:
-    with stopping.no_longer_than(0.3):
-        pass
-    time.sleep(0.5)
+    with stopping.no_longer_than(300):
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     with pytest.raises(stopping.TimeSpent), stopping.no_longer_than(0):
         pytest.fail("it was begun")
 
 
-def wait(seconds: float = 30) -> None:
+def wait(seconds: float = 300) -> None:
     """Until a signal was received, or much too long."""
     end = time.monotonic() + seconds
     while asked_to_stop() is None and time.monotonic() < end:
@@ -101,7 +101,7 @@ def test_outside_of_steps_a_signal_ends_the_run_at_once(number: int, name: str, 
     def work(say: Say) -> None:
         listen()
         say("ready")
-        time.sleep(30)
+        time.sleep(300)
         say("slept to the end")
 
     child = Child(work)
@@ -150,7 +150,7 @@ def test_a_second_signal_later_waits_for_nothing() -> None:
             wait()
             time.sleep(0.2)
             say("again")
-            time.sleep(30)
+            time.sleep(300)
             say("slept to the end")
 
     child = Child(work)
@@ -163,6 +163,7 @@ def test_a_second_signal_later_waits_for_nothing() -> None:
 
 def test_a_signal_that_a_launcher_repeats_at_once_is_the_same_wish() -> None:
     def work(say: Say) -> None:
+        stopping.AGAIN_S = 600  # however busy the machine is
         listen()
         with finishing_steps():
             say("ready")
@@ -188,7 +189,7 @@ def test_what_is_being_written_when_a_signal_comes_goes_and_the_older_file_stays
         with write_atomically(tmp_path / "table.csv") as temporary:
             temporary.write_text("half")
             say("ready")
-            time.sleep(30)
+            time.sleep(300)
 
     child = Child(work)
     assert child.says() == "ready"
@@ -248,7 +249,7 @@ def test_without_a_budget_time_is_endless_and_a_budget_counts_from_the_start() -
     stopping.forget()
     assert time_left_s() == float("inf")
     set_time_budget(2)
-    assert 119 < time_left_s() <= 120
+    assert 60 < time_left_s() <= 120
     set_time_budget(0.0001)
     assert time_left_s() < 0.006
     stopping.forget()
@@ -267,7 +268,7 @@ def test_a_lock_is_one_runs_and_free_again_however_that_ends(tmp_path: Path) -> 
     def work(say: Say) -> None:
         kept = hold(tmp_path / "lock", "taken")
         say("holds")
-        time.sleep(30)
+        time.sleep(300)
         kept.close()
 
     child = Child(work)
