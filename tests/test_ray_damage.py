@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from text_runs import reviews
 from infer.cluster.part_folder import OpenFolder
 from infer.cluster.run import _one_shape, _refuse_repeated_ids, run_on_ray
 from infer.cluster.slices import Slice, slices_to_read
+from infer.endpoint.client import EndpointRefused
 from infer.text_reading import TextReading
 from infer.text_run import reading_identity
+from models.tasks.text import RowSource
 
 
 def test_a_damaged_row_costs_its_chunk_and_no_other(tmp_path: Path, tiny_language_model: str) -> None:
@@ -42,8 +45,81 @@ def test_a_file_that_breaks_off_ends_its_slice(tmp_path: Path, tiny_language_mod
     job, files = job_of(tmp_path, tiny_language_model, "engine.chunk_rows=500")
     with OpenFolder(job.parts, reading_identity(job.settings), files) as folder:
         found = receipts(job, [Slice(files[0], 2, None)])
-        assert ["refused" in one for one in found][-1] and "cannot be unpacked" in found[-1]["refused"]
+        chunk = found[-1]["chunk"]
+        assert found[-2]["refused"].startswith(f"a.csv.gz, chunk {chunk - 1}: {tmp_path}")
+        assert found[-1]["refused"].startswith(f"a.csv.gz, chunk {chunk} and all after it: {tmp_path}")
+        assert all("cannot be unpacked" in one["refused"] for one in found[-2:])
         assert folder.ends() == {"a.csv.gz": None}
+        missing = Slice(
+            files[0], 9, None, share=1, shares=2
+        )  # it wants no chunk that is reached, and tells all the same
+        assert "and all after it" in receipts(job, [missing])[-1]["refused"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_chunks_refused_in_the_same_words_end_no_slice(
+    tmp_path: Path, tiny_language_model: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    table(tmp_path / "in" / name, 48)
+    job, files = job_of(tmp_path, tiny_language_model)
+    fill = TextReading.fill
+
+    def filled(reading: TextReading, reader: Any, rows: Any) -> Any:
+        if rows[0].id in ("r8", "r16", "r32", "r40"):
+            raise ValueError("A logit is not a number in fp16. Read with fp32.")
+        return fill(reading, reader, rows)
+
+    with OpenFolder(job.parts, reading_identity(job.settings), files) as folder:
+        slices = slices_to_read(files, folder.done(), folder.ends(), chunk_rows=8, workers=2)
+        with monkeypatch.context() as patch:
+            patch.setattr(TextReading, "fill", filled)
+            found = receipts(job, slices)
+        told = {one["chunk"]: one["refused"] for one in found if "refused" in one}
+        assert sorted(one["chunk"] for one in found) == list(range(6))
+        assert told == {
+            at: f"{name}, chunk {at}: A logit is not a number in fp16. Read with fp32." for at in (1, 2, 4, 5)
+        }
+        assert folder.done() == {name: {0, 3}} and folder.ends() == {name: 48}
+        receipts(job, slices_to_read(files, folder.done(), folder.ends(), chunk_rows=8, workers=1))
+        assert folder.done() == {name: set(range(6))}
+
+
+def test_rows_too_long_to_be_parsed_end_a_slice_without_an_end(
+    tmp_path: Path, tiny_language_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are parsed again on the way to every later row."""
+    table(tmp_path / "in" / "a.csv", 48)
+    job, files = job_of(tmp_path, tiny_language_model)
+    chunks_from = RowSource.chunks_from
+
+    def parsed(source: RowSource, first: int, bad_rows: Any) -> Iterator[Any]:
+        for number, rows in chunks_from(source, 0, bad_rows):
+            if number == 2:
+                raise MemoryError
+            if number >= first:
+                yield number, rows
+
+    monkeypatch.setattr(RowSource, "chunks_from", parsed)
+    with OpenFolder(job.parts, reading_identity(job.settings), files) as folder:
+        found = receipts(job, [Slice(files[0], 0, None)])
+        assert [one.get("refused") for one in found] == [
+            None, None, "a.csv, chunk 2: MemoryError", "a.csv, chunk 3 and all after it: MemoryError"
+        ]  # fmt: skip
+        assert folder.ends() == {"a.csv": None}
+
+
+def test_an_endpoint_that_answers_nothing_any_more_ends_the_run(
+    tmp_path: Path, tiny_language_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table(tmp_path / "in" / "a.csv", 48)
+    job, files = job_of(tmp_path, tiny_language_model)
+
+    def filled(*_: Any) -> Any:
+        raise EndpointRefused("The quota is spent.")
+
+    monkeypatch.setattr(TextReading, "fill", filled)
+    with OpenFolder(job.parts, reading_identity(job.settings), files):
+        assert [one["failed"] for one in receipts(job, [Slice(files[0], 0, None)])] == ["The quota is spent."]
 
 
 def test_rows_that_the_file_has_broken_cost_themselves(

@@ -148,6 +148,24 @@ def test_a_file_that_grew_or_shrank_is_refused_or_counted_anew(tmp_path: Path, l
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_a_file_that_grows_while_it_is_read_is_never_done(
+    tmp_path: Path, launch: Launch, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "in" / name, 42)
+    fill = TextReading.fill
+
+    def filled(reading: TextReading, reader: Any, rows: Any) -> Any:
+        if rows[0].id == "a16":
+            write(tmp_path / "in" / name, 44)
+        return fill(reading, reader, rows)
+
+    monkeypatch.setattr(TextReading, "fill", filled)
+    with pytest.raises(ValueError, match=rf"{name} changed while it was read"):
+        launch(SMALLER)
+    assert not (tmp_path / "out" / "_record.json").exists()
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
 def test_a_part_that_lacks_a_row_is_never_done(
     tmp_path: Path, launch: Launch, tiny_language_model: str, name: str
 ) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from infer.cluster.part_folder import PartFolder
 from infer.cluster.slices import Slice
+from infer.endpoint.client import EndpointRefused
 from infer.logs import open_log
 from infer.pace import Pace
 from infer.part_files import part_frame
@@ -71,7 +72,8 @@ class SliceReader:
 
     A receipt: file, chunk, rows, seconds, pid, host; `refused` with a sentence where the rows of a chunk could
     not be read, one that is too long for the memory among them, and `failed` with one where no other chunk can be
-    either (the model, the disk). `late`: at the pace of this worker the chunk would not be done by the deadline, and
+    either (the model, the disk, the endpoint). A file that cannot be parsed any further is told by a last `refused`,
+    of a chunk and all after it. `late`: at the pace of this worker the chunk would not be done by the deadline, and
     the rest of its slice is left. Rows that task.on_bad_row leaves out are kept beside their chunk's part.
     """
 
@@ -92,15 +94,15 @@ class SliceReader:
         if self._job.left_s() <= 0:  # its file need not even be opened
             yield {"file": one.file.name, "chunk": at, "late": True}
             return
-        while one.stop is None or at < one.stop:  # once, but for what a refused chunk leaves behind it
+        while one.stop is None or at < one.stop:  # once, but for what rows that cannot be parsed leave behind them
             try:
                 one.file.refuse_changed()
                 reading = self._job.reading(one.file.path)
                 bad_rows: list[BadRow] = []
                 for number, rows in reading.source.chunks_from(at, bad_rows):
-                    end = number * reading.source.chunk_rows + len(rows) + len(bad_rows)
+                    said, end = "", number * reading.source.chunk_rows + len(rows) + len(bad_rows)
                     if one.wants(number):
-                        receipt = self._part(reading, one.file, number, rows, bad_rows)
+                        receipt = self._tried(reading, one.file, number, rows, bad_rows)
                         yield receipt
                         if "late" in receipt:
                             return
@@ -112,15 +114,27 @@ class SliceReader:
                     self._job.parts.write_end(one.file, end)
                 return
             except (ValueError, MemoryError) as error:
-                before, said = said, str(error) or f"{one.file.name}, chunk {at}: {type(error).__name__}"
-                if said == before:  # the file cannot be read past here
+                before, said = said, _words(error)
+                if said == before:  # and no chunk in between: told whoever wants it, since no other chunk is
+                    yield _refusal(one.file, at, f" and all after it: {said}")
                     return
                 if one.wants(at):
-                    yield {"file": one.file.name, "chunk": at, "refused": said}
+                    yield _refusal(one.file, at, f": {said}")
                 at += 1
             except (OSError, _NoReader) as error:
-                yield {"file": one.file.name, "chunk": at, "failed": str(error) or type(error).__name__}
+                yield {"file": one.file.name, "chunk": at, "failed": _words(error)}
                 return
+
+    def _tried(
+        self, reading: TextReading, file: InputFile, number: int, rows: Sequence[TextRow], bad_rows: Sequence[BadRow]
+    ) -> dict[str, Any]:  # fmt: skip
+        """The receipt of these rows, whether they could be read or not: those after them may be, all the same."""
+        try:
+            return self._part(reading, file, number, rows, bad_rows)
+        except EndpointRefused as error:
+            raise _NoReader(str(error)) from error
+        except (ValueError, MemoryError) as error:
+            return _refusal(file, number, f": {_words(error)}")
 
     def _part(
         self, reading: TextReading, file: InputFile, number: int, rows: Sequence[TextRow], bad_rows: Sequence[BadRow]
@@ -140,7 +154,7 @@ class SliceReader:
         stage = "loading" if self._reader is None else "reading"
         with self._job.parts.in_hand(file, number, stage) as died:
             if len(died) > self._job.settings.ray.retries:
-                said = f"{file.name}, chunk {number}: {len(died)} workers died of it, out of memory or killed"
+                said = f"{len(died)} workers died of it, out of memory or killed"
                 raise _NoReader(said) if set(died) == {"loading"} else ValueError(said)
             if self._reader is None:
                 started = time.monotonic()
@@ -157,12 +171,21 @@ class SliceReader:
         return {**begun, "seconds": seconds}
 
 
+def _refusal(file: InputFile, chunk: int, said: str) -> dict[str, Any]:
+    return {"file": file.name, "chunk": chunk, "refused": f"{file.name}, chunk {chunk}{said}"}
+
+
+def _words(error: BaseException) -> str:
+    """A MemoryError of Python's own says nothing."""
+    return str(error) or type(error).__name__
+
+
 class _NoReader(Exception):
-    """The model cannot be loaded, or is not the calibrator's."""
+    """The model cannot be loaded, or is not the calibrator's, or answers nothing any more."""
 
 
 def _load(reading: TextReading) -> Reader:
     try:
         return reading.load()
     except (ValueError, ImportError, MemoryError) as error:
-        raise _NoReader(str(error) or type(error).__name__) from error
+        raise _NoReader(_words(error)) from error
