@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from cards import cap_allocator
 from torch import nn
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
@@ -95,14 +96,11 @@ def forward_flops(shape: Shape, lengths: list[int]) -> float:
 
 
 def cap_memory(device: str, gib: float | None) -> None:
-    """No more than so much for this process, to stand for a smaller machine; None: all there is."""
-    if gib is None:
-        return
-    limit = int(gib * 2**30)
+    """No more than a card of so many GiB has room for (cards.py), or on a CPU so much data; None: all there is."""
     if device == "cuda":
-        whole = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole))
-    else:
+        cap_allocator(gib)
+    elif gib is not None:
         import resource
 
+        limit = int(gib * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -6,8 +6,9 @@
 The model has the shape of Llama-3.1-8B (or --shape), is quantized matrix by matrix, and trains r 16 adapters on all
 linear layers, with activation checkpointing. A road runs in a process of its own; a size that does not fit is a line
 of the table, and the next is tried. Beside each peak stands what the shape says it should be (qlora_arithmetic.py).
---memory-gib stands for a smaller card: it caps torch's allocator, beside which the CUDA context takes its own. On a
-CPU nothing is capped, and what would not fit is marked. --label adds skills labelled per second, read at once and
+--memory-gib stands for a smaller card (cards.py): torch's allocator gets what CUDA's context would leave of it, and a
+size fits where what was reserved and what was seen outside the allocator are no more than the card. On a CPU nothing is
+capped, and what would not fit is marked. --label adds skills labelled per second, read at once and
 with a chain of thought.
 """
 
@@ -25,6 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from cards import MEMORY_HELP, card_gib
 from qlora_arithmetic import ROADS, parts, step_flops, total
 from qlora_model import SHAPES, parse_shape
 from qlora_table import tables
@@ -97,6 +99,14 @@ def speed(setup: Setup, cell: dict) -> float | None:
     return step_flops(setup.shape, cell["rows"] * cell["length"], cell["rows"], full=full) / cell["step_s"] / 1e12
 
 
+def fits(cell: dict, card: float | None) -> bool | None:
+    """Whether a card of so many GiB holds it: what the allocator reserved and what lay outside; None without a card."""
+    if card is None:
+        return None
+    peak = cell.get("reserved_gib") or cell.get("peak_gib")
+    return peak is not None and peak + (cell.get("outside_gib") or 0.0) <= card
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All that the run found, as it goes into the JSON file."""
     setup: Setup = options.setup
@@ -113,9 +123,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             found["roads"] += [standing] if standing else []
             for cell in cells:
                 cell["expected_gib"] = expected(setup, cell)
-                peak = cell.get("reserved_gib") or cell.get("peak_gib")
                 cell["tflop_per_s"] = speed(setup, cell)
-                cell["fits"] = None if setup.memory_gib is None else peak is not None and peak <= setup.memory_gib
+                cell["fits"] = fits(cell, setup.memory_gib)
             found["cells"] += cells
         if options.label:
             for line in lines_of(setup_file, setup, LABEL, []):
@@ -147,7 +156,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     parser.add_argument("--precision", choices=["fp32", "fp16", "bf16"], help="default: fp16, on a CPU fp32")
     parser.add_argument("--quantization", choices=["nf4", "none"], default="nf4")
-    parser.add_argument("--memory-gib", type=float, help="no more than this, to stand for a smaller card")
+    parser.add_argument("--memory-gib", type=card_gib, help=MEMORY_HELP)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--label", action="store_true", help="labelling too: skills/s, beside a chain of thought")
     parser.add_argument("--label-rows", type=int, default=512)

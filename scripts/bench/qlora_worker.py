@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cards import cap_allocator
 from qlora_model import build, stored_bytes
 from soft_model import Shape
 from soft_worker import Peak, synchronise
@@ -51,7 +52,7 @@ class Setup:
 class Cell:
     """A training step of one road at one size. peak_gib: the most in use, the model included (a GPU's allocator; on a
     CPU the resident set, without what stood there before the model). reserved_gib: by the allocator. outside_gib: of
-    the GPU beside it, the CUDA context above all.
+    the GPU beside it, whoever has it: CUDA's contexts above all, and state that an optimizer pages.
     """
 
     road: str
@@ -88,9 +89,7 @@ def start(setup: Setup) -> Any:
     torch.set_num_threads(setup.threads)
     if setup.device == "cpu":
         return Peak("cpu")
-    if setup.memory_gib is not None:
-        whole = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, setup.memory_gib * GIB / whole))
+    cap_allocator(setup.memory_gib)
     return Peak("cuda")
 
 

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from cards import MEMORY_HELP, card_gib
 from soft_job import ANSWERS, largest_difference, make_job, median_ratio
 from soft_methods import METHODS, OURS, package_of
 from soft_model import SHAPES, plain_folder, write_tokenizer
@@ -170,7 +171,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     parser.add_argument("--precision", choices=["fp32", "fp16", "bf16"], help="default: fp32, on a GPU fp16")
-    parser.add_argument("--memory-gib", type=float, help="no more GPU memory than this, to stand for a smaller card")
+    parser.add_argument("--memory-gib", type=card_gib, help=MEMORY_HELP)
     parser.add_argument("--oracle-prompts", type=int, default=24, help="compared with the float64 reference; 0: none")
     parser.add_argument("--table", type=Path, help="write the table as GitHub Markdown")
     return resolve(parser.parse_args(arguments))

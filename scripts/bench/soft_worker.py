@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cards import cap_allocator
 from soft_job import Job, job_size, least_flops, weights
 from soft_methods import INSTALL, METHODS, CannotDo, oracle, package_of
 from soft_model import SHAPES, build_model, load_model, load_tokenizer, torch_dtype
@@ -214,9 +215,7 @@ def measure(setup: Setup, folder: Path, method: str, mode: str) -> tuple[Measure
     if method == ORACLE:
         model, tokenizer = load(setup, folder)
         return Measured(method), oracle(model.float(), tokenizer, job.first(setup.oracle_prompts))
-    if setup.memory_gib is not None:
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, setup.memory_gib * 2**30 / total))
+    cap_allocator(setup.memory_gib)
     model, tokenizer = load(setup, folder)
     METHODS[method](model, tokenizer, job.first(WARM_UP_PROMPTS))  # imports, kernels, checks of the model: once each
     return (counted if mode == "count" else timed)(method, model, tokenizer, job)
