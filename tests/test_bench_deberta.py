@@ -15,6 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT / "scripts" / "bench"), str(ROOT / "scripts")]
 bench = importlib.import_module("deberta")
+cards = importlib.import_module("cards")
 shapes = importlib.import_module("deberta_shapes")
 results_table = importlib.import_module("results_table")
 
@@ -102,6 +103,68 @@ def test_a_tier_whose_kernel_cannot_be_made_costs_itself_alone(tmp_path: Path, m
     assert kept[0] == ["eager"]
 
 
+def test_a_tier_that_raises_is_a_line_and_what_was_measured_before_is_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sdpa fails as a kernel does that was never compiled: at its first prediction of 16, in its timed turn of 8."""
+    path, made, predict = tmp_path / "raises.json", bench.Runner.__init__, bench.Runner.predict
+    before: list[dict] = []
+
+    def construct(self, options, tier):
+        made(self, options, tier)
+        self.tier, self.predictions = tier, 0
+
+    def broken(self, batch):
+        self.predictions += 1
+        # Alone, a network predicts before its first step; in turns it steps first, which AdamW's state shows.
+        if self.tier == "sdpa" and (batch.name == "16" or self.optimiser.state):
+            before.append(json.loads(path.read_text()))
+            raise RuntimeError("OutOfResources: shared memory\nand much more")
+        return predict(self, batch)
+
+    monkeypatch.setattr(bench.Runner, "__init__", construct)
+    monkeypatch.setattr(bench.Runner, "predict", broken)
+    bench.main(
+        ["--shape", "toy", "--lengths", "8,16", "--tokens", "16", "--rounds", "1", "--device", "cpu",
+         "--tiers", "eager,sdpa", "--json", str(path)]
+    )  # fmt: skip
+    lines = {(one["lengths"], one["tier"]): one for one in json.loads(path.read_text())["lines"]}
+    for length in ("8", "16"):
+        assert lines[length, "sdpa"]["cannot"] == "RuntimeError: OutOfResources: shared memory"
+        assert lines[length, "sdpa"]["step_s"] is None and lines[length, "eager"]["step_s"] > 0
+    assert lines["8", "sdpa"]["peak_mib"] > 0 and lines["8", "sdpa"]["peak_x"] > 0
+    assert [(one["lengths"], one["tier"]) for one in before[-1]["lines"]][-1] == ("16", "eager")
+
+
+def test_a_size_that_fails_for_another_reason_is_no_size_that_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = bench.Runner.step
+
+    def broken(self, batch):
+        if len(batch.ids) > 4:
+            raise RuntimeError("CUDA error: invalid configuration argument")
+        step(self, batch)
+
+    monkeypatch.setattr(bench.Runner, "step", broken)
+    path = tmp_path / "odd.json"
+    bench.main(
+        ["--shape", "toy", "--lengths", "8", "--tokens", "16", "--rounds", "1", "--device", "cpu", "--tiers", "sdpa",
+         "--largest", "--json", str(path)]
+    )  # fmt: skip
+    (line,) = json.loads(path.read_text())["lines"]
+    assert line["largest_rows"] is None and line["cannot"] is None and line["peak_mib"] > 0 and line["step_s"] > 0
+
+
+def test_a_package_that_breaks_on_its_import_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> object:
+        raise AttributeError("module 'triton' has no attribute 'language'")
+
+    monkeypatch.setattr(shapes.importlib, "import_module", broken)
+    options = bench.parse(["--tiers", "eager,flashdeberta", "--dropout", "0", "--device", "cpu"])
+    assert bench.refusals(options) == {"flashdeberta": "AttributeError: module 'triton' has no attribute 'language'"}
+
+
 def test_the_work_is_that_of_the_matrices() -> None:
     """One layer of 2 units, one text of 3 tokens: twelve 2 x 2 matrices, five distances, nine scores twice."""
     expected = 2 * 3 * 12 * 4 + 2 * 2 * 3 * 5 * 2 + 2 * 2 * 9 * 2 + 2 * 2 * 5 * 4
@@ -113,6 +176,21 @@ def test_lines_become_a_table(written: Path, capsys: pytest.CaptureFixture[str])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("`python scripts/bench/deberta.py --shape toy") and "torch" in lines[0]
     assert lines[2] == "| lengths | tier | step x | cannot |" and len(lines) == 4 + 6
+
+
+def test_a_card_leaves_its_tensors_what_the_context_does_not_take() -> None:
+    assert cards.tensor_gib(cards.card_gib("t4"), "cuda") == pytest.approx(14.0, abs=0.05)
+    assert cards.tensor_gib(cards.card_gib("p100"), "cuda") == pytest.approx(15.3, abs=0.05)
+    assert cards.tensor_gib(cards.card_gib("8"), "cpu") == 8
+    with pytest.raises(ValueError, match=r"CUDA's context alone takes about 0\.6 GiB"):
+        cards.tensor_gib(0.5, "cuda")
+
+
+@pytest.mark.parametrize("text", ["t5", "0", "-1", "nan", "inf"])
+def test_a_card_that_is_none_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.parse(["--memory-gib", text])
+    assert "expected t4, p100 or a number of GiB" in capsys.readouterr().err
 
 
 def test_figures_have_three_digits() -> None:

