@@ -14,6 +14,7 @@ from conftest import pair_rows, write_arena_csv
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts" / "bench"))
 bench = importlib.import_module("batches")
 learning = importlib.import_module("batches_learning")
+made = importlib.import_module("made_tokenizer")
 pipeline = importlib.import_module("pipeline")
 
 LENGTHS = np.random.default_rng(0).integers(20, 900, 205)
@@ -66,6 +67,19 @@ def test_speeds_stand_beside_the_default(
     assert found["command"].startswith("python scripts/bench/batches.py --source")
 
 
+def test_a_tokenizer_made_of_the_rows_needs_no_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = run(bench, monkeypatch, tmp_path, "made", "--rows", "12", "--rounds", "1")
+    assert all(line["rows_per_s"] > 0 for line in found["lines"])
+
+
+def test_a_made_tokenizer_gives_every_text_back_in_fewer_tokens_than_bytes() -> None:
+    rows = pair_rows(30)
+    tokenizer = made.make_tokenizer(rows)
+    text = rows[0].response_a[0]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == text and len(ids) < len(text.encode())
+
+
 def test_both_ways_learn_from_the_same_seeds_and_are_read_at_the_same_rows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_encoder: str
 ) -> None:
@@ -85,6 +99,43 @@ def test_the_road_of_all_rows_is_timed_stage_by_stage(
     monkeypatch.setattr(sys, "argv", ["pipeline", *given])
     pipeline.main()
     found = json.loads((tmp_path / "found.json").read_text())
-    assert [stage["rows"] for stage in found["lines"]] == [60] * 6 + [120, 16, 10, 60]
+    assert [stage["rows"] for stage in found["lines"]] == [60] * 6 + [120, 8, 16, 10, 60]
     assert [stage["name"] for stage in found["lines"] if not stage["whole"]] == [pipeline.TRAIN, pipeline.PREDICT]
     assert "15 steps an epoch" in capsys.readouterr().out
+
+
+def test_what_a_run_does_once_is_not_multiplied_by_its_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_encoder: str
+) -> None:
+    """The network and the first kernels of either road cost ten seconds of this clock, and each look at it one."""
+    now, network = [0.0], pipeline.make_network
+
+    def clock(device: str) -> float:
+        now[0] += 1
+        return now[0]
+
+    monkeypatch.setattr(pipeline, "clock", clock)
+    read: set[str] = set()
+
+    def slow(*given, **named):
+        now[0] += 10
+        return network(*given, **named)
+
+    def first(work):
+        def once(*given, **named):
+            now[0] += 0.0 if work.__name__ in read else 10
+            read.add(work.__name__)
+            return work(*given, **named)
+
+        return once
+
+    monkeypatch.setattr(pipeline, "make_network", slow)
+    monkeypatch.setattr(pipeline, "train_epoch", first(pipeline.train_epoch))
+    monkeypatch.setattr(pipeline.EncoderClassifier, "probs_of", first(pipeline.EncoderClassifier.probs_of))
+    source = write_arena_csv(tmp_path / "train.csv", pair_rows(30))
+    given = ["--source", str(source), "--tokenizer", tiny_encoder, "--rows", "60", "--budget", "64", "--device", "cpu"]
+    given += ["--train-rows", "16", "--predict-rows", "10", "--json", str(tmp_path / "found.json")]
+    monkeypatch.setattr(sys, "argv", ["pipeline", *given])
+    pipeline.main()
+    seconds = {stage["name"]: stage["seconds"] for stage in json.loads((tmp_path / "found.json").read_text())["lines"]}
+    assert (seconds[pipeline.START], seconds[pipeline.TRAIN], seconds[pipeline.PREDICT]) == (31, 1, 1)

