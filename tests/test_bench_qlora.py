@@ -222,8 +222,8 @@ def test_a_worker_that_dies_is_started_again_behind_the_size_it_died_at(monkeypa
             yield {"kind": "Cell", "length": length, "rows": rows, "peak_gib": 1.0, "rows_per_s": 1.0}
 
     monkeypatch.setattr(bench, "lines_of", lines)
-    standing, cells = bench.run_road(Path("setup.json"), setup(), "ours", [[8, 1], [8, 2], [8, 4]])
-    assert standing is not None
+    standing, *cells = bench.run_road(Path("setup.json"), setup(), "ours", [[8, 1], [8, 2], [8, 4]])
+    assert standing["kind"] == "Standing"
     assert [(cell["rows"], cell.get("cannot")) for cell in cells] == [
         (1, None), (2, "its process ended with -9"), (4, None),
     ]  # fmt: skip
@@ -231,11 +231,59 @@ def test_a_worker_that_dies_is_started_again_behind_the_size_it_died_at(monkeypa
 
 def test_a_worker_that_never_starts_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "lines_of", lambda *_: iter([{"kind": "Ended", "cannot": "its process ended with 1"}]))
-    standing, cells = bench.run_road(Path("setup.json"), setup(), "ours", [[8, 1], [8, 2]])
-    assert standing is None
+    cells = list(bench.run_road(Path("setup.json"), setup(), "ours", [[8, 1], [8, 2]]))
     assert [(cell["rows"], cell["cannot"]) for cell in cells] == [
         (1, "its process ended with 1"), (2, "its process ended with 1"),
     ]  # fmt: skip
+
+
+def test_a_run_that_is_ended_keeps_what_it_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The second size of the second road never comes back: as where the time of a stage ends."""
+
+    def lines(setup_file: Path, setup: Any, road: str, sizes: list) -> Any:
+        yield {
+            "kind": "Standing", "road": road, "layer_bytes": 1, "other_bytes": 1, "trained_weights": 1,
+            "build_peak_gib": 1.0, "memory_is": "made up",
+        }  # fmt: skip
+        for length, rows in sizes:
+            if (road, rows) == ("plain", 2):
+                raise KeyboardInterrupt
+            yield {
+                "kind": "Cell", "road": road, "length": length, "rows": rows, "peak_gib": 1.0, "rows_per_s": 1.0,
+                "step_s": 1.0,
+            }  # fmt: skip
+
+    monkeypatch.setattr(bench, "lines_of", lines)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main([
+            "--shape", "toy", "--device", "cpu", "--quantization", "none", "--lengths", "8", "--rows", "1,2",
+            "--roads", "ours,plain", "--json", str(tmp_path / "found.json"), "--table", str(tmp_path / "table.md"),
+        ])  # fmt: skip
+    cells = json.loads((tmp_path / "found.json").read_text())["cells"]
+    assert [(cell["road"], cell["rows"]) for cell in cells] == [("ours", 1), ("ours", 2), ("plain", 1)]
+    assert (tmp_path / "table.md").read_text().count("not measured") == 1
+
+
+def test_what_lies_outside_the_allocator_counts_against_the_card() -> None:
+    cell = {"peak_gib": 12.0, "reserved_gib": 13.9, "outside_gib": 0.6}
+    assert bench.fits(cell, 14.56) and not bench.fits(cell | {"outside_gib": 0.7}, 14.56)
+    assert bench.fits({"peak_gib": 1.0}, 1.0) and not bench.fits({"cannot": "out of memory"}, 1.0)
+    assert bench.fits(cell, None) is None
+
+
+def test_a_way_of_labelling_that_fails_is_a_line_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    import qlora_label
+
+    def broken(*_: Any) -> Any:
+        def think(prompts: Any) -> Any:
+            raise RuntimeError("no kernel image is available")
+
+        return think
+
+    monkeypatch.setattr(qlora_label, "chain", broken)
+    engine, alone, chain = qlora_label.measure_label(setup())
+    assert engine.rows_per_s > 0 and alone.rows_per_s > 0
+    assert chain.cannot == "RuntimeError: no kernel image is available"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """DeBERTa's attention in tiers: step time, prediction time, peak memory and agreement, interleaved in one run.
 
     python scripts/bench/deberta.py --shape base --precision fp16 --lengths 256,512,1024,2048,4096 --dropout 0 \\
-        --memory-gib 16 --largest --json deberta.json                                             on a GPU
+        --memory-gib t4 --largest --json deberta.json                                             on a GPU
     OMP_NUM_THREADS=1 python scripts/bench/deberta.py --shape base --layers 2 --json deberta.json  on a CPU
 
 Networks of v3 shapes with random weights (--shape, --layers for fewer). A step is forward, backward and AdamW. In each

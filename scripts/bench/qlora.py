@@ -1,15 +1,15 @@
 """What a QLoRA step costs, ours beside the plain road: peak memory and rows/s on a 4-bit Llama with random weights.
 
-    python scripts/bench/qlora.py --shape 8b --memory-gib 16 --label --json qlora.json        on a GPU
+    python scripts/bench/qlora.py --shape 8b --memory-gib t4 --label --json qlora.json        on a GPU
     python scripts/bench/qlora.py --shape head --memory-gib 4 --lengths 512 --rows 8          on a CPU, a few minutes
 
 The model has the shape of Llama-3.1-8B (or --shape), is quantized matrix by matrix, and trains r 16 adapters on all
 linear layers, with activation checkpointing. A road runs in a process of its own; a size that does not fit is a line
-of the table, and the next is tried. Beside each peak stands what the shape says it should be (qlora_arithmetic.py).
---memory-gib stands for a smaller card (cards.py): torch's allocator gets what CUDA's context would leave of it, and a
-size fits where what was reserved and what was seen outside the allocator are no more than the card. On a CPU nothing is
-capped, and what would not fit is marked. --label adds skills labelled per second, read at once and
-with a chain of thought.
+of the table, and the next is tried; both files are written after every figure. Beside each peak stands what the shape
+says it should be (qlora_arithmetic.py). --memory-gib stands for a smaller card (cards.py): torch's allocator gets what
+CUDA's context would leave of it, and a size fits where what was reserved and what was seen outside the allocator are no
+more than the card. On a CPU nothing is capped, and what would not fit is marked. --label adds skills labelled per
+second, read at once and with a chain of thought.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -58,23 +58,27 @@ def lines_of(setup_file: Path, setup: Setup, road: str, sizes: list[list[int]]) 
         yield {"kind": "Ended", "cannot": f"its process ended with {process.returncode}"}
 
 
-def run_road(setup_file: Path, setup: Setup, road: str, sizes: list[list[int]]) -> tuple[dict | None, list[dict]]:
-    """(how the model stands, a cell for each size). A process that died is started again behind the cell it died at."""
-    standing: dict | None = None
-    cells: list[dict] = []
-    while len(cells) < len(sizes):
-        before = len(cells)
+def run_road(setup_file: Path, setup: Setup, road: str, sizes: list[list[int]]) -> Iterator[dict]:
+    """How the model stands, then a cell for each size. One that died is started again behind its last."""
+    stands, done = False, 0
+    while done < len(sizes):
+        before = done
         for line in lines_of(setup_file, setup, road, sizes[before:]):
             if line["kind"] == "Standing":
-                standing = standing or line
-            elif len(cells) < len(sizes):
-                length, rows = sizes[len(cells)]
-                cells.append({"road": road, "length": length, "rows": rows} | line)
-                print(said(cells[-1]), flush=True)
-        assert len(cells) > before, (road, sizes[before:])
-        if standing is None:  # it never came to a size, and would not come to the next
-            cells += [cells[-1] | {"length": length, "rows": rows} for length, rows in sizes[len(cells) :]]
-    return standing, cells
+                if not stands:
+                    yield line
+                stands = True
+            elif done < len(sizes):
+                length, rows = sizes[done]
+                cell = {"road": road, "length": length, "rows": rows} | line
+                done += 1
+                print(said(cell), flush=True)
+                yield cell
+        assert done > before, (road, sizes[before:])
+        if not stands:  # it never came to a size, and would not come to the next
+            for length, rows in sizes[done:]:
+                yield cell | {"length": length, "rows": rows}
+            return
 
 
 def said(cell: dict) -> str:
@@ -107,8 +111,8 @@ def fits(cell: dict, card: float | None) -> bool | None:
     return peak is not None and peak + (cell.get("outside_gib") or 0.0) <= card
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All that the run found, as it goes into the JSON file."""
+def measure(options: argparse.Namespace, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """All that the run found, as it goes into the JSON file. keep: called with it after every figure."""
     setup: Setup = options.setup
     sizes = [[length, rows] for length in options.lengths for rows in options.rows]
     found: dict[str, Any] = {
@@ -119,18 +123,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         setup_file = Path(folder) / "setup.json"
         setup_file.write_text(json.dumps(asdict(setup)), encoding="utf-8")
         for road in options.roads:
-            standing, cells = run_road(setup_file, setup, road, sizes)
-            found["roads"] += [standing] if standing else []
-            for cell in cells:
-                cell["expected_gib"] = expected(setup, cell)
-                cell["tflop_per_s"] = speed(setup, cell)
-                cell["fits"] = fits(cell, setup.memory_gib)
-            found["cells"] += cells
+            for line in run_road(setup_file, setup, road, sizes):
+                if line["kind"] == "Standing":
+                    found["roads"].append(line)
+                else:
+                    derived = {"expected_gib": expected(setup, line), "tflop_per_s": speed(setup, line)}
+                    found["cells"].append(line | derived | {"fits": fits(line, setup.memory_gib)})
+                keep(found)
         if options.label:
             for line in lines_of(setup_file, setup, LABEL, []):
                 found["label"].append(line)
                 rate = line.get("rows_per_s")
-                print(f"{line.get('way', LABEL):<32} {line['cannot'] if rate is None else f'{rate:.2f} rows/s'}")
+                figures = line["cannot"] if rate is None else f"{rate:.2f} rows/s"
+                print(f"{line.get('way', LABEL):<32} {figures}", flush=True)
+                keep(found)
     return found
 
 
@@ -207,13 +213,17 @@ def resolve(options: argparse.Namespace) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    found = measure(options)
-    text = "\n".join(tables(found)) + "\n"
-    print("\n" + text)
-    for path, content in ((options.json, json.dumps(found, indent=2) + "\n"), (options.table, text)):
-        if path is not None:
-            with write_atomically(path) as unfinished:
-                unfinished.write_text(content, encoding="utf-8")
+
+    def keep(found: dict[str, Any]) -> None:
+        text = "\n".join(tables(found)) + "\n"
+        for path, content in ((options.json, json.dumps(found, indent=2) + "\n"), (options.table, text)):
+            if path is not None:
+                with write_atomically(path) as unfinished:
+                    unfinished.write_text(content, encoding="utf-8")
+
+    found = measure(options, keep)
+    keep(found)
+    print("\n" + "\n".join(tables(found)))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cards import tensor_gib
 from qlora_arithmetic import CONTEXT_GIB, GIB, ROADS, adapter_weights, linear_bytes, parts
 from soft_model import Shape
 
@@ -20,7 +21,9 @@ def headline(found: dict[str, Any]) -> str:
     setup, shape = found["setup"], found["setup"]["shape"]
     size = f"{shape['layers']} layers, {shape['hidden']}, {shape['intermediate']}, {shape['kv_heads']} KV heads"
     packages = ", ".join(f"{name} {number}" for name, number in found["packages"].items() if number)
-    cap = "" if setup["memory_gib"] is None else f" {setup['memory_gib']:g} GiB."
+    cap = ""
+    if (card := setup["memory_gib"]) is not None:
+        cap = f" For a card of {card:g} GiB, {tensor_gib(card, setup['device']):g} of them for tensors."
     return (
         f"Llama of {size}, vocabulary {shape['vocab']:,}; {setup['quantization']}, {setup['precision']}, r "
         f"{setup['rank']} on all linear layers. {found['hardware']}.{cap} {packages}, commit {found['commit']}."
@@ -50,7 +53,9 @@ def step_lines(found: dict[str, Any]) -> list[str]:
     lines = ["| T | B | " + " | ".join(heads) + " |", "| --- " * (2 + 2 * len(roads)) + "|"]
     cells = {(cell["length"], cell["rows"], cell["road"]): cell for cell in found["cells"]}
     for length, rows in dict.fromkeys((cell["length"], cell["rows"]) for cell in found["cells"]):
-        filled = [step_cell(cells[length, rows, road], found["setup"]["memory_gib"]) for road in roads]
+        known = [cells.get((length, rows, road)) for road in roads]
+        # A run that is not at its end, or was ended, has no cell yet for the last sizes of its last road.
+        filled = [step_cell(one, found["setup"]["memory_gib"]) if one else "not measured | " for one in known]
         lines.append(f"| {length} | {rows} | " + " | ".join(filled) + " |")
     return lines
 

@@ -121,8 +121,6 @@ def measure_road(setup: Setup, road: str, sizes: list[list[int]]) -> Any:
 def measure_cell(setup: Setup, road: str, prepared: Any, length: int, rows: int, before: Peak) -> Cell:
     from qlora_roads import make_batch, train
 
-    from infer.batching import is_out_of_memory
-
     cell = Cell(road, length, rows)
     since = Peak(setup.device)  # frees what the last cell left, whatever its end
     try:
@@ -131,9 +129,8 @@ def measure_cell(setup: Setup, road: str, prepared: Any, length: int, rows: int,
             synchronise=lambda: synchronise(setup.device),
         )  # fmt: skip
     except Exception as error:
-        if not is_out_of_memory(error):
-            traceback.print_exc()
-        cell.cannot = OUT_OF_MEMORY if is_out_of_memory(error) else f"{type(error).__name__}: {str(error)[:200]}"
+        cell.cannot = reason(error)
+        synchronise(setup.device)  # where CUDA is lost to this process it ends here, and the next size gets another
         return cell
     cell.peak_gib = peak_gib(since, before)
     cell.step_s = sorted(clock.seconds)[len(clock.seconds) // 2]
@@ -142,6 +139,16 @@ def measure_cell(setup: Setup, road: str, prepared: Any, length: int, rows: int,
     if setup.device == "cuda":
         cell.reserved_gib, cell.outside_gib = gpu_beside()
     return cell
+
+
+def reason(error: Exception) -> str:
+    """Why there is no figure, on one line; the traceback of what is no lack of memory goes to the terminal."""
+    from infer.batching import is_out_of_memory
+
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    traceback.print_exc()
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
 def gpu_beside() -> tuple[float, float]:
