@@ -130,8 +130,9 @@ def test_the_table_compares_those_who_ran_and_says_why_others_did_not(folder: Pa
             return workers.Measured(method, cannot="skorch is not installed: pip install skorch")
         return workers.attempt(setup(), folder, method, mode)
 
-    rows = bench.run_rounds(["ours", LOOP, "skorch"], 1, worker)
-    assert bench.compare(rows, folder, worker) is None
+    assert worker(workers.ORACLE, "time").cannot is None
+    *_, rows = bench.run_rounds(["ours", LOOP, "skorch"], 1, worker)
+    bench.compare(rows, folder)
     facts = workers.find_facts(setup(), folder)
     own, loop, missing = bench.table(rows, facts, on_gpu=False)[2:]
     assert own.startswith("| ours | 1.") and "| 1.00 |" in own
@@ -139,6 +140,51 @@ def test_the_table_compares_those_who_ran_and_says_why_others_did_not(folder: Pa
     assert missing == "| skorch | skorch is not installed: pip install skorch | | | | | |"
     assert all(row.difference < 1e-4 for row in rows[:2])
     assert f"{rows[0].counted.passes} passes" in bench.roofline(rows[0], facts)
+
+
+def test_a_run_that_is_ended_has_a_table_of_what_it_had(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain loop never comes back from its first timed round, as where the time of a stage ends."""
+
+    def spawned(work: Path, pythons: object, threads: int, method: str, mode: str = "") -> dict:
+        if method == workers.FACTS:
+            return asdict(workers.find_facts(setup(), folder))
+        if (method, mode) == (LOOP, "time"):
+            raise KeyboardInterrupt
+        if method == "generate (batch 8)" and mode == "time":
+            return asdict(workers.Measured(method, cannot="its process ended with -9"))
+        found = workers.attempt(setup(), folder, method, mode)
+        for file in folder.glob("*.npy"):
+            (work / file.name).write_bytes(file.read_bytes())
+        return asdict(found)
+
+    monkeypatch.setattr(bench, "spawn", spawned)
+    given = ["--shape", "toy", "--job", "two", "--prompts", str(PROMPTS), "--methods", "generate (batch 8),plain"]
+    monkeypatch.setattr(sys, "argv", ["bench", *given, "--device", "cpu", "--table", str(folder / "table.md")])
+    jobs.make_job("two", PROMPTS).save(folder / "job.json")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            bench.main()
+    finally:
+        jobs.make_job("many", PROMPTS).save(folder / "job.json")
+    lines = (folder / "table.md").read_text().splitlines()
+    own, generate, loop = lines[4:7]
+    assert own.startswith("| ours | 1.") and "| 1.00 |" in own and "e-0" in own.rsplit("|", 2)[1]
+    assert generate == "| generate (batch 8) | its process ended with -9 | | | | | |"
+    assert loop == f"| {LOOP} | not timed | | | | | |"
+    assert lines[-1].startswith("Roofline: ")
+
+
+def test_an_absent_peer_is_known_before_the_model_is_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setattr(workers, "load", lambda *_: pytest.fail("the model was made"))
+    found = workers.attempt(setup(), folder, "lm-eval (batch 8)", "count")
+    assert found.cannot == "lm_eval is not installed: pip install lm-eval"
+
+
+def test_methods_run_in_the_order_they_are_named_behind_ours() -> None:
+    assert bench.chosen("plain,ours without s,generate (batch 8)") == [
+        "ours", LOOP, "ours without sorting", "generate (batch 8)",
+    ]  # fmt: skip
 
 
 def test_a_worker_process_answers_in_one_line_and_leaves_its_log_probs(folder: Path) -> None:

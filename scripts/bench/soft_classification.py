@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -65,32 +65,33 @@ def spawn(folder: Path, pythons: dict[str, str], threads: int, *arguments: str) 
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_rounds(methods: list[str], rounds: int, worker: Worker) -> list[Row]:
-    """A counted run of each method, then `rounds` timed ones, all methods in every round; who cannot run is kept."""
-    rows = []
+def run_rounds(methods: list[str], rounds: int, worker: Worker) -> Iterator[list[Row]]:
+    """All rows so far, after every run: a counted one of each method, then `rounds` timed ones, all methods in each.
+
+    Who cannot run is kept, with the reason, and not tried again.
+    """
+    rows: list[Row] = []
     for method in methods:
         rows.append(Row(method, worker(method, "count")))
         print(f"counted  {method:<32} {rows[-1].counted.cannot or ''}", flush=True)
+        yield rows
     for number in range(1, rounds + 1):
         for row in rows:
             if row.counted.cannot is None:
-                row.rounds.append(worker(row.method, "time"))
-                seconds = f"{row.rounds[-1].cpu_s:8.2f} CPU s {row.rounds[-1].wall_s:8.2f} s"
-                print(f"round {number}  {row.method:<32} {row.rounds[-1].cannot or seconds}", flush=True)
+                found = worker(row.method, "time")
+                row.counted.cannot = found.cannot
+                row.rounds += [found] if found.cannot is None else []
+                seconds = f"{found.cpu_s:8.2f} CPU s {found.wall_s:8.2f} s"
+                print(f"round {number}  {row.method:<32} {found.cannot or seconds}", flush=True)
+                yield rows
+
+
+def compare(rows: list[Row], folder: Path) -> None:
+    """Fill in each row's largest difference from the oracle, which has run."""
+    oracle = np.load(log_probs_file(folder, ORACLE))
     for row in rows:
-        row.counted.cannot = row.counted.cannot or next((one.cannot for one in row.rounds if one.cannot), None)
-    return rows
-
-
-def compare(rows: list[Row], folder: Path, worker: Worker) -> str | None:
-    """Fill in each row's largest difference from the oracle; the reason where the oracle could not run."""
-    cannot = worker(ORACLE, "time").cannot
-    if cannot is None:
-        oracle = np.load(log_probs_file(folder, ORACLE))
-        for row in rows:
-            if row.counted.cannot is None:
-                row.difference = largest_difference(np.load(log_probs_file(folder, row.method)), oracle)
-    return cannot
+        if row.counted.cannot is None and row.difference is None:
+            row.difference = largest_difference(np.load(log_probs_file(folder, row.method)), oracle)
 
 
 def table(rows: list[Row], facts: Facts, on_gpu: bool) -> list[str]:
@@ -98,10 +99,10 @@ def table(rows: list[Row], facts: Facts, on_gpu: bool) -> list[str]:
     unit = "ms per prompt | prompts/s" if on_gpu else "CPU s | wall s"
     lines = [f"| method | work, x the floor | {unit} | x ours | MiB over load | largest difference of log P |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
-    own = next((row for row in rows if row.method == OURS and row.counted.cannot is None), None)
+    own = next((row for row in rows if row.method == OURS and row.rounds), None)
     for row in rows:
-        if row.counted.cannot is not None:
-            lines.append(f"| {row.method} | {row.counted.cannot} | | | | | |")
+        if row.counted.cannot is not None or not row.rounds:
+            lines.append(f"| {row.method} | {row.counted.cannot or 'not timed'} | | | | | |")
             continue
         wall = min(one.wall_s for one in row.rounds)
         best = f"{1e3 * wall / facts.texts:.2f} | {facts.texts / wall:.1f}"
@@ -149,14 +150,15 @@ def commit() -> str:
 
 
 def chosen(names: str | None) -> list[str]:
-    """Methods that begin with one of the comma-separated names, ours always first; refuses a name of none."""
+    """Methods that begin with one of the comma-separated names, in their order behind ours; refuses a name of none."""
     if names is None:
         return list(METHODS)
     wanted = [name.strip() for name in names.split(",")]
     for name in wanted:
         if not any(method.startswith(name) for method in METHODS):
             raise SystemExit(f"--methods {name}: no method begins so. There are: {'; '.join(METHODS)}")
-    return [method for method in METHODS if method == OURS or method.startswith(tuple(wanted))]
+    found = {OURS: None} | {method: None for name in wanted for method in METHODS if method.startswith(name)}
+    return list(found)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -166,7 +168,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--job", choices=ANSWERS, default="two", help="two labels of one token, or eight of 2 to 4")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--methods", help="comma-separated beginnings of names; ours always runs")
+    parser.add_argument("--methods", help="comma-separated beginnings of names, run in this order behind ours")
     parser.add_argument("--python", action="append", default=[], metavar="PACKAGE=PATH", help="a peer's interpreter")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
@@ -218,15 +220,23 @@ def main() -> None:
         def worker(method: str, mode: str) -> Measured:
             return Measured(**spawn(folder, pythons, options.threads, method, mode))
 
-        rows = run_rounds(options.methods, options.rounds, worker)
-        cannot = compare(rows, folder, worker) if options.oracle_prompts else None
+        # First, so that a run that is ended has its differences too.
+        cannot = worker(ORACLE, "time").cannot if options.oracle_prompts else None
+        for rows in run_rounds(options.methods, options.rounds, worker):
+            if options.oracle_prompts and cannot is None:
+                compare(rows, folder)
+            lines = report(rows, facts, options, cannot)
+            if options.table is not None:
+                with write_atomically(options.table) as unfinished:
+                    unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n" + "\n".join(lines))
+
+
+def report(rows: list[Row], facts: Facts, options: argparse.Namespace, cannot: str | None) -> list[str]:
+    """The Markdown of what has been measured so far. cannot: why the oracle could not run."""
     lines = [headline(facts, options), "", *table(rows, facts, options.device == "cuda"), ""]
     lines += [f"The oracle could not run: {cannot}"] if cannot else []
-    lines += [roofline(row, facts) for row in rows if row.method == OURS and row.counted.cannot is None]
-    print("\n" + "\n".join(lines))
-    if options.table is not None:
-        with write_atomically(options.table) as unfinished:
-            unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return lines + [roofline(row, facts) for row in rows if row.method == OURS and row.rounds]
 
 
 if __name__ == "__main__":

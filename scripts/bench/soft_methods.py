@@ -137,6 +137,7 @@ METHODS: dict[str, Method] = {
     "skorch": skorch,
     **dict(_batched("lm-eval", lm_eval)),
 }
+MODULES = {"lm-eval": "lm_eval", "skorch": "skorch", "cappr": "cappr"}
 INSTALL = {
     "lm-eval": "pip install lm-eval",
     "skorch": "pip install skorch",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import json
 import logging
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from cards import cap_allocator
 from soft_job import Job, job_size, least_flops, weights
-from soft_methods import INSTALL, METHODS, CannotDo, oracle, package_of
+from soft_methods import INSTALL, METHODS, MODULES, CannotDo, oracle, package_of
 from soft_model import SHAPES, build_model, load_model, load_tokenizer, torch_dtype
 
 FACTS = "facts"
@@ -216,6 +217,8 @@ def measure(setup: Setup, folder: Path, method: str, mode: str) -> tuple[Measure
         model, tokenizer = load(setup, folder)
         return Measured(method), oracle(model.float(), tokenizer, job.first(setup.oracle_prompts))
     cap_allocator(setup.memory_gib)
+    if (package := package_of(method)) is not None:
+        importlib.import_module(MODULES[package])  # a peer that is not there is known before the model is made
     model, tokenizer = load(setup, folder)
     METHODS[method](model, tokenizer, job.first(WARM_UP_PROMPTS))  # imports, kernels, checks of the model: once each
     return (counted if mode == "count" else timed)(method, model, tokenizer, job)
