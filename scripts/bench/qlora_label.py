@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from qlora_model import build
-from qlora_worker import Setup, peak_gib, reason, start
+from qlora_worker import Setup, peak_gib, start
 from soft_job import INSTRUCTION_WORDS
 from soft_model import WORDS, load_tokenizer, write_tokenizer
 from soft_worker import Peak, synchronise
@@ -57,6 +57,8 @@ def make_prompts(tokenizer: Any, rows: int, seed: int = 0) -> list[np.ndarray]:
 
 def measure_label(setup: Setup) -> Iterator[Labelled]:
     """A line for the engine, the engine with every prompt read whole, and the chain of thought."""
+    from tried import why
+
     import infer.generation  # noqa: F401  imports are no part of the model's memory
     from infer.batching import common_prefix
     from infer.engine import Engine
@@ -94,7 +96,7 @@ def measure_label(setup: Setup) -> Iterator[Labelled]:
             line.rows_per_s = len(prompts) / line.seconds
             line.peak_gib = peak_gib(since, before)
         except Exception as error:
-            line.cannot = reason(error)
+            line.cannot = why(error)
         yield line
 
 

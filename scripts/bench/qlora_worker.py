@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import traceback
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from soft_worker import Peak, synchronise
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this project, where it is not installed
 GIB = 2**30
-OUT_OF_MEMORY = "out of memory"
 LABEL = "label"
 
 
@@ -120,6 +118,7 @@ def measure_road(setup: Setup, road: str, sizes: list[list[int]]) -> Any:
 
 def measure_cell(setup: Setup, road: str, prepared: Any, length: int, rows: int, before: Peak) -> Cell:
     from qlora_roads import make_batch, train
+    from tried import why
 
     cell = Cell(road, length, rows)
     since = Peak(setup.device)  # frees what the last cell left, whatever its end
@@ -129,7 +128,7 @@ def measure_cell(setup: Setup, road: str, prepared: Any, length: int, rows: int,
             synchronise=lambda: synchronise(setup.device),
         )  # fmt: skip
     except Exception as error:
-        cell.cannot = reason(error)
+        cell.cannot = why(error)
         synchronise(setup.device)  # where CUDA is lost to this process it ends here, and the next size gets another
         return cell
     cell.peak_gib = peak_gib(since, before)
@@ -139,16 +138,6 @@ def measure_cell(setup: Setup, road: str, prepared: Any, length: int, rows: int,
     if setup.device == "cuda":
         cell.reserved_gib, cell.outside_gib = gpu_beside()
     return cell
-
-
-def reason(error: Exception) -> str:
-    """Why there is no figure, on one line; the traceback of what is no lack of memory goes to the terminal."""
-    from infer.batching import is_out_of_memory
-
-    if is_out_of_memory(error):
-        return OUT_OF_MEMORY
-    traceback.print_exc()
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
 def gpu_beside() -> tuple[float, float]:
