@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from models.manifest import damage, write_manifest
-from models.tasks.files import flush, read_record
+from models.tasks.files import flush_folder, read_record
 
 log = logging.getLogger("tiebreak")
 
@@ -76,8 +76,7 @@ def put_in_place(unfinished: Path) -> None:
     if place.exists():  # of the same step: saved before its evaluation
         os.replace(place, unfinished.parent / f"{OLDER}{place.name}")
     os.replace(unfinished, place)
-    if os.name == "posix":
-        flush(place.parent)  # the new name is on the disk before what it takes the place of goes
+    flush_folder(place.parent)  # the new name is on the disk before what it takes the place of goes
     shutil.rmtree(unfinished.parent)
     thin_out(place.parent)
 

@@ -5,6 +5,7 @@ A record is a JSON object, perhaps damaged, or from someone else: what its value
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ from models.tasks.disk import told_by_disk
 # What values of another type or size than expected raise, wherever they are used first.
 _MISFITS = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 SHOWN = 600  # characters of an error
+# What a file system answers that cannot flush a folder, or may not open it to do so.
+_UNFLUSHED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -45,8 +48,7 @@ def write_atomically(path: str | Path, *, make_folder: bool = True) -> Iterator[
             with suppress(OSError):  # its folder may be gone, or read-only by now: the first error is the one to tell
                 temporary.unlink()
             raise
-        if os.name == "posix":  # the rename itself is on disk only after its folder is; Windows cannot open a folder
-            flush(path.parent)
+        flush_folder(path.parent)
 
 
 def remove_half_written(folder: Path, name: str) -> None:
@@ -71,8 +73,7 @@ def write_folder_atomically(path: str | Path) -> Iterator[Path]:
         try:
             yield temporary
             for inside in [*temporary.rglob("*"), temporary]:
-                if inside.is_file() or os.name == "posix":
-                    flush(inside)
+                (flush if inside.is_file() else flush_folder)(inside)
             if path.exists():
                 os.replace(path, older)
             os.replace(temporary, path)
@@ -81,12 +82,26 @@ def write_folder_atomically(path: str | Path) -> Iterator[Path]:
                 os.replace(older, path)
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(older, ignore_errors=True)
-        if os.name == "posix":
-            flush(path.parent)
+        flush_folder(path.parent)
+
+
+def flush_folder(path: Path) -> None:
+    """Return when a folder's names are on the disk: a rename is only then.
+
+    Windows cannot open a folder, some file systems (of FUSE, SMB, 9p) flush none, and one without the right to read is
+    not opened: there the names are as safe as they can be.
+    """
+    if os.name != "posix":
+        return
+    try:
+        flush(path)
+    except OSError as error:
+        if error.errno not in _UNFLUSHED:
+            raise
 
 
 def flush(path: Path) -> None:
-    """Return when a file's bytes, or on POSIX a folder's names, are on the disk."""
+    """Return when a file's bytes are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
