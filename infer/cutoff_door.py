@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from infer.predictions import Predictions
 
 TARGETS = ("precision", "recall", "accuracy")
-USE = "python -m infer ... decision="  # what applies the file
+USE, USE_ARENA = "python -m infer ... decision=", "python -m infer.cutoffs TABLE --decision "  # what applies the file
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     from infer.cutoffs import read_cutoff, write_cutoff
     from infer.outputs import refuse_replaced
+    from models.tasks.arena import LABELS
 
     try:
         _refuse(given)
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
             lines.append(judged(cutoff, others, str(given.judge)))
         if given.out:
             write_cutoff(given.out, cutoff, len(predictions))
-            lines.append(f"{given.out}: {USE}{given.out}")
+            lines.append(f"{given.out}: {USE_ARENA if predictions.labels == LABELS else USE}{given.out}")
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

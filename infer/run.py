@@ -18,6 +18,7 @@ from infer.outputs import files_written, inputs_of, refuse_inputs_among, where_w
 from infer.predictions import Predictions
 from infer.ranks import is_main, wait_for_all
 from infer.readers.by_method import reader_kind
+from infer.roads import refuse_ignored
 from models.method_settings import ASKED_METHODS
 from models.settings import Settings, TextTask
 from models.tasks.arena import LABELS
@@ -25,6 +26,7 @@ from models.tasks.arena import LABELS
 
 def run(settings: Settings) -> Predictions | Path:
     """Predict the test rows, blend finished runs, or read a table of texts; the table, or where it was written."""
+    refuse_ignored(settings)
     refuse_inputs_among(inputs_of(settings), files_written(settings), where_written(settings))
     if settings.method.name == "blend":
         return blend_runs(settings)

@@ -202,7 +202,7 @@ def test_rows_read_in_one_order_for_lack_of_time_are_read_in_both_by_the_same_co
     [
         ('question.labels={model_a:" A",tie:" tie",model_b:" B"}', "arena has model_a, model_b, tie, in this order"),
         ("question.prompt=Which is better? {response_a} {options}", "both answers must be shown"),
-        ("calibration.fit=contextual", "calibration.use and calibration.fit are for tables of texts"),
+        ("calibration.fit=contextual", "calibration.fit=contextual does nothing in an arena judge"),
         ("task.test_csv=nowhere.csv", "nowhere.csv does not exist"),
     ],
 )  # fmt: skip

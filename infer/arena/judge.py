@@ -55,11 +55,6 @@ def judge(rows: Sequence[ArenaRow], settings: Settings, out: Path) -> ArenaReadi
     """
     if not rows:
         raise ValueError(f"{settings.arena.test_csv} has no row that can be judged. Give a file with at least one.")
-    if settings.calibration.use or settings.calibration.fit:
-        raise ValueError(
-            "calibration.use and calibration.fit are for tables of texts (task=text): the judge averages its two "
-            "orders as they are. Set both to null."
-        )
     output = out / "judge.parquet"
     identity = {**identify(settings), "input": input_identity(settings.arena.test_csv), "rows": len(rows)}
     unfinished = None

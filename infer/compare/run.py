@@ -24,6 +24,7 @@ from infer.files import write_frame
 from infer.logs import log, open_log
 from infer.outputs import files_written, inputs_of, refuse_inputs_among
 from infer.ranks import world_size
+from infer.roads import refuse_ignored
 from models.settings import Settings
 
 PAGE = "report.html"
@@ -44,6 +45,7 @@ def compare(settings: Settings, ways: Sequence[Way]) -> Path:
         raise ValueError(
             f"compare.ways under {world_size()} processes: each way is a process of its own. Start it without launcher."
         )
+    refuse_ignored(settings)
     refuse_inputs_among(inputs_of(settings), files_written(settings), "output=... and out_dir=...")
     folder, output = comparison_folder(settings), Path(str(settings.output))
     open_log(folder / "compare.log", main=True)

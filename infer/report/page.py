@@ -79,12 +79,20 @@ def html(report: ReportInput, numbers: Mapping[str, Any]) -> str:
         "tables": "".join(map(extra_table, report.tables)),
         "confusion": matrix(report.predictions.labels, numbers["confusion"]) if numbers["confusion"] else "",
         "per_class": per_class(score["per_class"]) if score else "",
+        "decision_use": decision_use(report),
         "css": part("page.css"),
         "plotly": plotly_packed(),
         "data": embedded({**numbers, "baselines": beside_baselines(report, score)}),
         "script": "\n".join(part(name) for name in SCRIPTS),
     }
     return fill(part("page.html"), page, shown)
+
+
+def decision_use(report: ReportInput) -> str:
+    """The command that a saved decision is for: the arena's answer is probabilities, to which none is applied."""
+    if report.arena is not None:
+        return "python -m infer.cutoffs TABLE --decision decision.yaml"
+    return "python -m infer … decision=decision.yaml"
 
 
 def fill(template: str, values: Mapping[str, str], shown: Mapping[str, bool]) -> str:
