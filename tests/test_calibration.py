@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from infer.calibration.temperature import (
     apply_temperature,
+    bounded_temperature,
     crossfit_parts,
     crossfit_temperature,
     fit_temperature,
@@ -138,3 +139,31 @@ def test_a_temperature_is_used_only_where_it_helps_rows_it_was_not_fitted_on() -
     few = table([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.3, 0.5, 0.2]], ["model_a"] * 3, fold=[0, 1, 2])
     kept, crossfitted = settle_temperature(few)
     assert crossfitted > few.log_loss() and kept == 1.0
+
+
+@pytest.mark.parametrize("rows", [12, 8])
+def test_a_few_rows_that_are_all_right_make_nothing_certain(rows: int) -> None:
+    """The likeliest temperature of 12 such rows is 0.07, by which a new row would be given p = 0.9999999."""
+    probs = np.array([[0.93, 0.07], [0.07, 0.93]] * (rows // 2))
+    right = table(probs, ["good", "bad"] * (rows // 2), labels=("good", "bad"))
+    assert fit_temperature(right) < 0.1
+    assert settle_temperature(right) == (1.0, pytest.approx(right.log_loss(), abs=1e-6))
+
+
+def test_the_bound_of_a_temperature_goes_as_rows_come() -> None:
+    bounds = []
+    for rows in (12, 120, 1200):
+        right = table(
+            [[0.8, 0.2]] * rows, ["good"] * (rows * 11 // 12) + ["bad"] * (rows // 12), labels=("good", "bad")
+        )
+        fitted = fit_temperature(right)
+        bounds.append(bounded_temperature(right) - fitted)
+        assert fitted <= bounded_temperature(right) < 1
+    assert bounds == sorted(bounds, reverse=True) and bounds[-1] < 0.003
+    unsure = overconfident(60, sharpness=2.0)
+    assert bounded_temperature(unsure) == fit_temperature(unsure) > 1
+
+
+def test_fewer_than_ten_rows_get_no_temperature_however_well_it_does() -> None:
+    few = table([[0.99, 0.01]] * 9, ["good"] * 5 + ["bad"] * 4, labels=("good", "bad"))
+    assert settle_temperature(few)[1] < few.log_loss() and settle_temperature(few)[0] == 1.0

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from infer.calibration.temperature import apply_temperature, settle_temperature, write_calibration
+from infer.calibration.temperature import FEWEST_ROWS, apply_temperature, settle_temperature, write_calibration
 from infer.files import write_json
 from infer.locks import hold
 from infer.logs import open_log
@@ -198,16 +198,24 @@ def finish(settings: Settings, data: FoldData, folds: list[int], folder: Path) -
         metrics["decision"] = settle_labels(heldout, temperature, folder)
     write_json(folder / "metrics.json", metrics)
     write_cards(settings, metrics, folds, folder)
-    change = f"log loss {heldout.log_loss():.4f} before, {calibrated:.4f} after (cross-fitted)"
-    log.info(
-        f"temperature {temperature:.3f}: {change}" if temperature != 1 else f"no temperature, it would harm: {change}"
-    )
+    log.info(temperature_line(heldout, temperature, calibrated))
     log.info(baseline_lines(metrics, baselines))
     beside = ", ".join(f"{name} {loss:.4f}" for name, loss in baselines.items())
     log.info(f"held-out log loss {metrics['log_loss']:.4f} ({beside}), recorded in {folder / 'metrics.json'}")
     if settings.report and not late:
         write_page(data, folder)
     return metrics
+
+
+def temperature_line(heldout: Predictions, temperature: float, calibrated: float) -> str:
+    """What the temperature does to rows that it was not fitted on, or why there is none."""
+    change = f"log loss {heldout.log_loss():.4f} before, {calibrated:.4f} after (cross-fitted)"
+    if len(heldout) < FEWEST_ROWS:
+        return f"no temperature: {len(heldout)} held-out rows, and fewer than {FEWEST_ROWS} cannot say how sure to be"
+    if temperature == 1:
+        return f"no temperature, it would not help: {change}"
+    rows = f", no surer than {len(heldout)} rows can show" if temperature < 1 else ""
+    return f"temperature {temperature:.3f}{rows}: {change}"
 
 
 def write_page(data: FoldData, folder: Path) -> None:

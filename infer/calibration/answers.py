@@ -20,10 +20,10 @@ from infer.calibration.methods import (
     fit_parameters,
     log_shares,
 )
+from infer.calibration.temperature import FEWEST_ROWS as FEWEST_ROWS
 from infer.calibration.temperature import floored_softmax, hashed_parts
 from infer.predictions import PROB_FLOOR
 
-FEWEST_ROWS = 10  # the mean of fewer is these rows' own answer, and dividing by it erases what they say
 SAME = 5e-5  # nats: no difference in the four digits that are shown
 SHARES_TOLERANCE = 1e-6
 
@@ -150,7 +150,7 @@ def _check_evidence(
         check_columns(content_free, range(log_probs.shape[1]))
         check_log_probs(content_free, "content_free")
         return
-    if len(log_probs) < FEWEST_ROWS:
+    if len(log_probs) < FEWEST_ROWS:  # the mean of fewer is these rows' own answer: dividing by it erases what they say
         raise ValueError(
             f"{method} would be fitted on {len(log_probs)} rows, expected at least {FEWEST_ROWS}. Give more rows, use "
             "a saved calibrator, or fit contextual, which needs no rows."

@@ -21,6 +21,7 @@ from models.tasks.files import read_record, told_of
 # Twenty times sharper or softer than the model: a fit that ends here saw too few errors to say more.
 TEMPERATURE_RANGE = (1 / 20, 20.0)
 HASHED_PARTS = 5
+FEWEST_ROWS = 10  # that anything is fitted on: fewer say too little of rows to come
 SMALLEST_GAIN = 1e-9  # nats; a flat curve (uniform rows) must leave the table alone
 
 
@@ -33,6 +34,21 @@ def fit_temperature(predictions: Predictions) -> float:
     if not len(truth):
         raise ValueError("The table has 0 rows, expected at least one to fit on. Check which rows were predicted.")
     return best_temperature(log_probs, np.eye(len(predictions.labels))[truth])
+
+
+def bounded_temperature(predictions: Predictions) -> float:
+    """fit_temperature, but no surer than so many rows can show: 12 rows that are all right do not show p = 0.9999.
+
+    Below 1 it is fitted as if each label had been seen once more on every N rows' worth of evidence: the true label
+    counts (N + 1) / (N + L), each other 1 / (N + L). Source: Platt, 1999, Probabilistic Outputs for Support Vector
+    Machines, section 2.2 (out-of-sample targets), for L labels. Above 1 nothing is changed.
+    """
+    fitted = fit_temperature(predictions)
+    if fitted >= 1:
+        return fitted
+    rows, labels = len(predictions), len(predictions.labels)
+    seen = rows * np.eye(labels)[predictions.label_index()]
+    return max(fitted, min(1.0, best_temperature(_log_probs(predictions), (seen + 1) / (rows + labels))))
 
 
 def best_temperature(log_probs: np.ndarray, targets: np.ndarray) -> float:
@@ -56,12 +72,12 @@ def best_temperature(log_probs: np.ndarray, targets: np.ndarray) -> float:
 def settle_temperature(predictions: Predictions) -> tuple[float, float]:
     """(temperature to use, cross-fitted log loss with one).
 
-    The temperature is 1 where fitting one on the other folds makes the held-out log loss worse: a few rows cannot say
-    how sure a network should be.
+    The temperature is 1 where there are fewer than FEWEST_ROWS rows, and where fitting one on the other folds makes the
+    held-out log loss worse: a few rows cannot say how sure a network should be.
     """
     crossfitted = crossfit_temperature(predictions).log_loss()
-    helps = crossfitted < predictions.log_loss()
-    return (fit_temperature(predictions) if helps else 1.0), crossfitted
+    helps = len(predictions) >= FEWEST_ROWS and crossfitted < predictions.log_loss()
+    return (bounded_temperature(predictions) if helps else 1.0), crossfitted
 
 
 def apply_temperature(predictions: Predictions, temperature: float) -> Predictions:
@@ -88,7 +104,7 @@ def crossfit_temperature(predictions: Predictions, folds: np.ndarray | None = No
     probs = np.empty_like(predictions.probs)
     for part in np.unique(parts):
         held_out = parts == part
-        temperature = fit_temperature(predictions.take(~held_out))
+        temperature = bounded_temperature(predictions.take(~held_out))
         probs[held_out] = apply_temperature(predictions.take(held_out), temperature).probs
     return replace(predictions, probs=probs)
 
