@@ -24,6 +24,7 @@ from infer.calibration.calibrator import Calibrator, load_calibrator
 from infer.predictions import Predictions
 from infer.readers.label import LabelReader, LabelReading
 from models.engine_settings import QuestionSettings
+from models.tasks.cells import join_surrogates
 
 NOT_ASKED = ("model", "calibrator", "progress")  # parameters that change nothing in how the question is put
 
@@ -84,7 +85,15 @@ class SoftClassifier(ClassifierMixin, BaseEstimator):
         return np.array(list(self.labels))
 
     def fit(self, X: Any = None, y: Any = None) -> SoftClassifier:
-        """Nothing is learnt; here so that scikit-learn's tools can call it."""
+        """Nothing is learnt; here so that scikit-learn's tools can call it. Refuses a y that names other labels."""
+        self._check()
+        # Texts alone: cross_val_predict gives numbers in their place.
+        unknown = [one for one in ([] if y is None else y) if isinstance(one, str) and one not in self.labels]
+        if unknown:
+            raise ValueError(
+                f"y holds {unknown[0]!r}, expected one of the labels {', '.join(self.labels)}: whatever the model says "
+                "would count as wrong. Give those names, or name the labels as y does."
+            )
         if list(self.labels) != sorted(self.labels):
             warnings.warn(
                 f"The labels are {list(self.labels)}, not in alphabetical order: predict_proba keeps this order, while "
@@ -144,8 +153,25 @@ class SoftClassifier(ClassifierMixin, BaseEstimator):
         reading = self.read(rows)
         return calibrator.apply(reading.log_probs), reading
 
+    def _check(self) -> None:
+        """Refuses labels and examples of another form than the question takes. Raises ValueError."""
+        if not isinstance(self.labels, Mapping):
+            raise ValueError(
+                f"labels is {self.labels!r}, expected a mapping from each label to its answer: "
+                '{"negative": " negative", "positive": " positive"}.'
+            )
+        wrong = "None" if self.examples is None else next(
+            (repr(one) for one in self.examples if not isinstance(one, Mapping)), None
+        )  # fmt: skip
+        if wrong is not None:
+            raise ValueError(
+                f"examples has {wrong}, expected a list of rows with their label, "
+                '[{"text": "I love it!", "label": "positive"}], or [] for none.'
+            )
+
     def _ready(self) -> LabelReader:
         """The reader of the present parameters; checks the question before it loads the model."""
+        self._check()
         asked = {key: value for key, value in self.get_params(deep=False).items() if key not in NOT_ASKED}
         model, key = self.model, repr(asked)
         known = getattr(self, "_reader", None)
@@ -249,7 +275,7 @@ def _texts(row: Mapping[str, Any], fields: Sequence[str], number: int) -> dict[s
                 f"Row {number} has {name}={value!r} ({type(value).__name__}), expected a text. Fill missing texts or "
                 "drop the row."
             )
-        texts[name] = str(value)
+        texts[name] = join_surrogates(str(value))  # as in tables: no tokenizer takes half of a pair
     return texts
 
 

@@ -266,6 +266,35 @@ def test_what_is_no_text_is_refused_by_its_row(clf: SoftClassifier, given: Any, 
         clf.predict_proba(given)
 
 
+def test_half_of_a_surrogate_pair_is_mended_as_in_a_table_of_texts(clf: SoftClassifier) -> None:
+    torn, whole = "fine \ud83d film", "the \ud83d\ude00 plot"
+    np.testing.assert_array_equal(
+        clf.predict_proba(["a scene", torn, whole]),
+        clf.predict_proba(["a scene", "fine \ufffd film", "the \U0001f600 plot"]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"labels": ["negative", "positive"]}, r"labels is \['negative', 'positive'\], expected a mapping"),
+        ({"examples": None}, "examples has None, expected a list of rows"),
+        ({"examples": ["good"]}, "examples has 'good', expected a list of rows"),
+    ],
+)  # fmt: skip
+def test_labels_and_examples_of_another_form_are_refused(pair: Any, parameters: dict[str, Any], said: str) -> None:
+    odd = SoftClassifier(pair, **{"labels": LABELS, **parameters})
+    for ask in (odd.fit, lambda: odd.predict_proba(TEXTS)):
+        with pytest.raises(ValueError, match=said):
+            ask()
+
+
+def test_a_truth_that_is_none_of_the_labels_is_refused_not_scored_as_wrong(clf: SoftClassifier) -> None:
+    with pytest.raises(ValueError, match="y holds 'x', expected one of the labels negative, positive"):
+        clf.fit(["a", "b"], ["x", "y"])
+    assert clf.fit(TEXTS, np.array(TRUTH)) is clf and clf.fit(TEXTS, pd.Series(TRUTH)) is clf
+
+
 def test_missing_values_of_pandas_are_refused_too(clf: SoftClassifier) -> None:
     with pytest.raises(ValueError, match="Row 0 has text=<NA>"):
         clf.predict_proba([{"text": pd.NA}])
