@@ -187,8 +187,33 @@ def test_an_id_column_of_floats_is_refused(tmp_path: Path) -> None:
     pd.DataFrame({"id": [1.0, None], "text": ["a", "b"]}).to_parquet(tmp_path / "a.parquet")
     write(tmp_path / "a.jsonl", '{"id": 1.0, "text": "a"}\n')
     for name in ("a.parquet", "a.jsonl"):
-        with pytest.raises(ValueError, match="column 'id' holds numbers with a decimal point"):
+        with pytest.raises(ValueError, match=r"'id' holds numbers with a decimal point.*task.id_column=null"):
             source(tmp_path / name, id_column="id")
+    pd.DataFrame({"id": pd.Series([], dtype=float), "text": pd.Series([], dtype=str)}).to_parquet(
+        tmp_path / "a.parquet"
+    )
+    with pytest.raises(ValueError, match="has no rows to read"):
+        source(tmp_path / "a.parquet", id_column="id")
+
+
+def test_a_wrong_label_can_be_left_out_with_its_column_and_the_refusal_says_so(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "text,label\nfine,1\n")
+    with pytest.raises(ValueError, match=r"label is '1', .* set task.label_column=null"):
+        list(source(tmp_path / "a.csv", label_column="label").chunks())
+
+
+@pytest.mark.parametrize(("good", "advised"), [(1, False), (2, False), (3, True)])
+def test_leaving_bad_rows_out_is_advised_where_it_is_allowed(tmp_path: Path, good: int, advised: bool) -> None:
+    write(tmp_path / "a.csv", "text\n" + "fine\n" * good + "a\0b\n" * 2)
+    with pytest.raises(ValueError, match=r"2 of . rows are bad") as told:
+        source(tmp_path / "a.csv", on_bad_row="skip_damaged").survey()
+    assert ("task.on_bad_row=skip" in str(told.value)) == advised
+    skipping = source(tmp_path / "a.csv", on_bad_row="skip")
+    if advised:
+        assert skipping.survey().rows == good
+    else:
+        with pytest.raises(ValueError, match=r"2 of . rows are bad"):
+            skipping.survey()
 
 
 @pytest.mark.parametrize(

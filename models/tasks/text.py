@@ -129,9 +129,10 @@ class RowSource:
             raise ValueError(f"{self.path} has no rows to read: all {every} are bad. {said}.")
         most = 0.5 if self.on_bad_row == "skip" else MOST_DAMAGED
         if len(bad_rows) > max(1, most * every) or 2 * len(bad_rows) >= every:
+            skips = self.on_bad_row == "skip_damaged" and 2 * len(bad_rows) < every  # else skip would refuse them too
             raise ValueError(
                 f"{len(bad_rows)} of {every} rows are bad. The first: {said}. Mend the file"
-                + (", or leave such rows out with task.on_bad_row=skip." if self.on_bad_row == "skip_damaged" else ".")
+                + (", or leave such rows out with task.on_bad_row=skip." if skips else ".")
             )
 
     def _rows(self, table: Table, bad: list[BadRow]) -> list[TextRow]:
@@ -168,7 +169,7 @@ class RowSource:
         if cell not in self.labels:
             raise ValueError(
                 f"{place}: {self.label_column} is {cell!r}, expected one of {', '.join(self.labels)}"
-                f"{offer_closest(str(cell), self.labels)}. Mend the cell, or empty it where the label is unknown."
+                f"{offer_closest(str(cell), self.labels)}. Mend the cell, empty it, or set task.label_column=null."
             )
         return str(cell)
 
@@ -225,11 +226,6 @@ def open_rows(
     field_columns = {name: text_column if name == TEXT_FIELD else name for name in fields}
     head = read_head(path)
     _require(path, head, field_columns, id_column, label_column, keep_columns)
-    if id_column in head.float_columns:
-        raise ValueError(
-            f"{path}: column '{id_column}' holds numbers with a decimal point, which do not keep long ids whole. "
-            "Write the ids as text or whole numbers."
-        )
     taken = {ID_COLUMN, *written_columns} | ({LABEL_COLUMN} if label_column is not None else set())
     _refuse_clash(path, head, keep_columns, taken, written_columns)
     source = RowSource(
@@ -238,6 +234,11 @@ def open_rows(
     )  # fmt: skip
     if next(stream_table(path, 1, mark_damage=on_bad_row != "refuse"), None) is None:
         raise ValueError(f"{path} has no rows to read: nothing below the header. Give a file with at least one row.")
+    if id_column in head.float_columns:
+        raise ValueError(
+            f"{path}: column '{id_column}' holds numbers with a decimal point, which do not keep long ids whole. "
+            "Write the ids as text or whole numbers, or let rows be numbered: task.id_column=null."
+        )
     return source
 
 
