@@ -185,6 +185,7 @@ def test_methods_run_in_the_order_they_are_named_behind_ours() -> None:
     assert bench.chosen("plain,ours without s,generate (batch 8)") == [
         "ours", LOOP, "ours without sorting", "generate (batch 8)",
     ]  # fmt: skip
+    assert bench.chosen("ours") == ["ours"] and len(bench.chosen("ours w")) == 7
 
 
 def test_a_worker_process_answers_in_one_line_and_leaves_its_log_probs(folder: Path) -> None:

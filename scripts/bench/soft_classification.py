@@ -150,15 +150,17 @@ def commit() -> str:
 
 
 def chosen(names: str | None) -> list[str]:
-    """Methods that begin with one of the comma-separated names, in their order behind ours; refuses a name of none."""
+    """Ours, then the methods that are, or else begin with, the comma-separated names, in that order; refuses others."""
     if names is None:
         return list(METHODS)
     wanted = [name.strip() for name in names.split(",")]
     for name in wanted:
         if not any(method.startswith(name) for method in METHODS):
             raise SystemExit(f"--methods {name}: no method begins so. There are: {'; '.join(METHODS)}")
-    found = {OURS: None} | {method: None for name in wanted for method in METHODS if method.startswith(name)}
-    return list(found)
+    found = [OURS]
+    for name in wanted:
+        found += [name] if name in METHODS else [method for method in METHODS if method.startswith(name)]
+    return list(dict.fromkeys(found))
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
