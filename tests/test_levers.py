@@ -235,5 +235,13 @@ def test_a_compiled_run_learns_the_same_on_lengths_of_multiples_of_64(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
 def test_a_compiled_step_runs_on_the_gpu(tiny_encoder: str, tmp_path: Path) -> None:
-    train(reviews(tmp_path, tiny_encoder, "trainer.compile=true", "trainer.optimizer=paged_adamw_8bit"))
+    train(reviews(tmp_path, tiny_encoder, "trainer.compile=true"))
+    assert np.isfinite(Predictions.read(tmp_path / "run" / "heldout.csv").log_loss())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
+def test_a_paged_8_bit_optimizer_runs_on_the_gpu(tiny_encoder: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    train(reviews(tmp_path, tiny_encoder, "trainer.optimizer=paged_adamw_8bit"))
     assert np.isfinite(Predictions.read(tmp_path / "run" / "heldout.csv").log_loss())
