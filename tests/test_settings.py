@@ -284,6 +284,7 @@ def test_a_run_folder_compares_labels_too(tmp_path: Path) -> None:
 
     open_run(at())
     open_run(at("output=elsewhere.csv"))
+    (tmp_path / "fold0").mkdir()
     with pytest.raises(ValueError, match=r"question\.labels"):
         open_run(at('question.labels.positive=" good"'))
 

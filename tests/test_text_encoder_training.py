@@ -72,7 +72,7 @@ def test_rows_are_tokenised_before_the_first_fold_and_never_again(
     finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, _ = finished
-    rows = read_training_rows(settings, tmp_path, True)
+    rows = read_training_rows(settings)
     data = FoldData(rows, np.arange(len(rows)) % 2)
     prepare(settings, data, tmp_path, main=True)
     prepared = data.prepared

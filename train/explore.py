@@ -17,7 +17,7 @@ from infer.ranks import is_main
 from infer.report.figure_page import FigurePage, write_figure_page
 from models.settings import Settings
 from models.tasks.arena import read_rows
-from train.rows import read_training_rows
+from train.rows import read_training_rows, tell_rows
 
 PAGE = "explore.html"
 
@@ -55,5 +55,6 @@ def explored(settings: Settings) -> FigurePage:
         return arena_page(settings.name, task.train_csv, table)
     from train.explore_texts import texts_page
 
-    rows = read_training_rows(settings, Path(settings.run_dir), main=True)
+    rows = read_training_rows(settings)
+    tell_rows(rows, Path(settings.run_dir), main=True)
     return texts_page(settings.name, settings.text.labelled_csv, rows)

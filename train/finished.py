@@ -17,15 +17,9 @@ from models.manifest import damage, sha256
 from models.tasks.files import read_record
 from train.checkpoints import clear_attempts, set_aside
 from train.fold import DISAGREEMENT, DONE, HELDOUT
-from train.record import PROCESSES
+from train.record import RUN_FILES
 
 log = logging.getLogger("tiebreak")
-
-# What only training writes into a run's folder: a prediction may be writing beside it.
-RUN_FILES = (
-    "baselines.json", "calibration.json", "config.yaml", "decision.json", "environment.json", "folds.csv", HELDOUT,
-    "metrics.json", PROCESSES,
-)  # fmt: skip
 
 
 def settle_finished(folder: Path, folds: Iterable[int]) -> dict[int, bool]:

@@ -18,30 +18,53 @@ from typing import Any
 import yaml
 
 from infer.files import write_json
+from infer.identity import refuse_foreign
 from models.settings import FREE_KEYS, Settings, flatten
 from models.tasks.files import read_record, write_atomically
 
 PROCESSES = "processes.json"
+# What training alone writes into a run's folder, beside its folds: a prediction may be writing there as well.
+RUN_FILES = (
+    "baselines.json", "calibration.json", "config.yaml", "decision.json", "environment.json", "folds.csv",
+    "heldout.csv", "metrics.json", PROCESSES,
+)  # fmt: skip
+# All that it replaces there, as patterns; folds.csv is not: where it is there it is read.
+REPLACED = (
+    *(name for name in RUN_FILES if name != "folds.csv"), "bad_rows.csv", "fold[0-9]*/*", "lock", "report.html",
+    "report_*.png", "tokens-*.bin", "train.log",
+)  # fmt: skip
+GROUPS = {"name", "seed", "task", "model", "method", "trainer"}  # a config.yaml of ours has them all
+
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "scikit-learn", "numpy", "pandas", "tiebreak")
 
 
-def open_run(settings: Settings) -> Path:
-    """The run folder, with config.yaml in it.
+def check_run(settings: Settings) -> None:
+    """Raises ValueError where the run folder is no place for this run.
 
-    Raises ValueError where the folder belongs to a run with other settings: resuming would mix the two.
+    It belongs to a run with other settings, and resuming would mix the two; or files stand there that no run has made.
+    A run that was refused before its first fold began has nothing to lose, and gives way.
     """
     folder = Path(settings.run_dir)
+    if not (folder / "config.yaml").is_file():
+        names = [name for name in RUN_FILES if name != PROCESSES]  # which is read where it stands, and says its damage
+        refuse_foreign([*(folder / name for name in names), *sorted(folder.glob("fold[0-9]*"))], [])
+        return
+    changed = _changed(settings)
+    if changed and _begun(folder):
+        raise ValueError(
+            f"{folder} holds a run with other settings: {', '.join(changed)}. "
+            f"Choose another folder (run_dir=...), or delete {folder} to start over."
+        )
+
+
+def open_run(settings: Settings) -> Path:
+    """The run folder, with config.yaml in it. Raises what check_run raises."""
+    check_run(settings)
+    folder = Path(settings.run_dir)
     config = folder / "config.yaml"
-    if config.is_file():
-        mine = flatten(settings)
-        stored = _stored_values(_read_config(config), mine)
-        changed = [key for key in stored if key not in FREE_KEYS and stored[key] != mine[key]]
-        if changed:
-            listed = ", ".join(f"{key} ({stored[key]} there, {mine[key]} now)" for key in changed)
-            raise ValueError(
-                f"{folder} holds a run with other settings: {listed}. "
-                f"Choose another folder (run_dir=...), or delete {folder} to start over."
-            )
+    if config.is_file() and _changed(settings):
+        for name in RUN_FILES:  # of a run that came to nothing: its folds are of other rows
+            (folder / name).unlink(missing_ok=True)
     with write_atomically(config) as temporary:
         temporary.write_text(yaml.safe_dump(asdict(settings), sort_keys=False), encoding="utf-8")
     return folder
@@ -67,6 +90,18 @@ def settle_processes(folder: Path, now: int) -> int:
     return now
 
 
+def _changed(settings: Settings) -> list[str]:
+    """What of the run that the folder holds is otherwise now, with both values; what may change is left out."""
+    mine = flatten(settings)
+    stored = _stored_values(_read_config(Path(settings.run_dir) / "config.yaml"), mine)
+    changed = [key for key in stored if key not in FREE_KEYS and stored[key] != mine[key]]
+    return [f"{key} ({stored[key]} there, {mine[key]} now)" for key in changed]
+
+
+def _begun(folder: Path) -> bool:
+    return (folder / "heldout.csv").exists() or any(folder.glob("fold[0-9]*"))
+
+
 def refuse_vanished(folder: Path) -> None:
     """Raise FileNotFoundError where the run folder is not the one that was opened: nothing may be put in its place."""
     if not (folder / "config.yaml").is_file():
@@ -90,13 +125,17 @@ def told_if_vanished(folder: Path) -> Iterator[None]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """What a run's config.yaml holds. Raises ValueError where it is damaged: what the run is of, nobody knows."""
+    """What a run's config.yaml holds. Raises ValueError where it is damaged, and what the run is of nobody knows, or is
+    no run's.
+    """
     try:
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         stored = None
     if not isinstance(stored, dict):
         raise ValueError(f"{path} is damaged. Put it back from a copy, or delete {path.parent} to start over.")
+    if not stored.keys() >= GROUPS:
+        raise ValueError(f"{path} is in the way: it is no run's, and a run's goes there. Choose another run_dir=...")
     return stored
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from infer.readers.by_method import asked_fields
 from models.settings import Settings
 from models.tasks.arena import LABELS, SWAP, ArenaRow, read_rows
 from models.tasks.bad_rows import write_bad_rows
+from models.tasks.damaged_rows import BadRow
 from models.tasks.groups import equal_groups, normalise_prompt, prompt_groups
 
 log = logging.getLogger("tiebreak")
@@ -30,7 +31,7 @@ class LabelledRows:
     label_index: (N,) int64, the column of each row's label. targets: (N, L) float32, what is learnt: the label, or the
     shares of several (votes); rows sum to one. groups: (N,) int64, the same for rows that must share a fold.
     swap: where a row may also be read with its answers exchanged, the column that each label's target then moves to;
-    None where rows have one order.
+    None where rows have one order. said: what is to be told of how they were read. bad_rows: those that were dropped.
     """
 
     rows: Sequence[Any]
@@ -40,6 +41,8 @@ class LabelledRows:
     targets: np.ndarray
     groups: np.ndarray
     swap: tuple[int, ...] | None = None
+    said: tuple[str, ...] = ()
+    bad_rows: Sequence[BadRow] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,24 +70,26 @@ def arena_rows(rows: Sequence[ArenaRow]) -> LabelledRows:
     return LabelledRows(rows, ids, LABELS, index, targets, prompt_groups(rows), SWAP)
 
 
-def read_training_rows(settings: Settings, folder: Path, main: bool) -> LabelledRows:
-    """The labelled rows of a run; what was repaired, left out or dropped is said once. Raises ValueError.
-
-    Arena rows that were dropped are listed in folder/bad_rows.csv.
-    """
-    return _arena(settings, folder, main) if settings.task.name == "arena" else _texts(settings)
+def read_training_rows(settings: Settings) -> LabelledRows:
+    """The labelled rows of a run; nothing is written or told yet. Raises ValueError."""
+    return _arena(settings) if settings.task.name == "arena" else _texts(settings)
 
 
-def _arena(settings: Settings, folder: Path, main: bool) -> LabelledRows:
+def tell_rows(rows: LabelledRows, folder: Path, main: bool) -> None:
+    """What was repaired, left out or dropped, in the log; arena rows that were dropped in folder/bad_rows.csv."""
+    for line in rows.said:
+        log.info(line)
+    if rows.bad_rows and main:
+        write_bad_rows(folder / "bad_rows.csv", rows.bad_rows)
+        log.info(f"{len(rows.bad_rows)} bad rows dropped, listed in {folder / 'bad_rows.csv'}")
+
+
+def _arena(settings: Settings) -> LabelledRows:
     task = settings.arena
     table = read_rows(task.train_csv, labelled=True, on_bad_row=task.on_bad_row, votes_path=task.votes_csv)
-    log.info(f"{len(table.rows)} rows from {task.train_csv}")
-    if table.repairs.counts:
-        log.info(table.repairs.report())
-    if table.bad_rows and main:
-        write_bad_rows(folder / "bad_rows.csv", table.bad_rows)
-        log.info(f"{len(table.bad_rows)} bad rows dropped, listed in {folder / 'bad_rows.csv'}")
-    return arena_rows(table.rows)
+    repaired = [table.repairs.report()] if table.repairs.counts else []
+    said = (f"{len(table.rows)} rows from {task.train_csv}", *repaired)
+    return replace(arena_rows(table.rows), said=said, bad_rows=table.bad_rows)
 
 
 def _texts(settings: Settings) -> LabelledRows:
@@ -100,9 +105,8 @@ def _texts(settings: Settings) -> LabelledRows:
     )  # fmt: skip
     counts = np.bincount(index, minlength=len(labels))
     shown = ", ".join(f"{label} {count}" for label, count in zip(labels, counts, strict=True))
-    log.info(f"{len(found.rows)} rows from {task.labelled_csv}: {shown}")
-    for reason, count in found.left_out.items():
-        log.info(f"{count} rows left out: {reason}")
+    left_out = [f"{count} rows left out: {reason}" for reason, count in found.left_out.items()]
+    said = (f"{len(found.rows)} rows from {task.labelled_csv}: {shown}", *left_out)
     ids = np.array([row.id for row in found.rows], dtype=object)
     texts = [normalise_prompt(tuple(row.fields.values())) for row in found.rows]
-    return LabelledRows(found.rows, ids, labels, index, found.targets, equal_groups(texts))
+    return LabelledRows(found.rows, ids, labels, index, found.targets, equal_groups(texts), said=said)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from infer.files import write_json
 from infer.locks import hold
 from infer.logs import open_log
 from infer.metrics import baseline_lines, score
+from infer.outputs import inputs_of, refuse_inputs_among
 from infer.predictions import Predictions, join
 from infer.ranks import from_main, is_main, true_for_all, wait_for_all, world_size
 from infer.stopping import time_left_s
@@ -32,8 +34,15 @@ from train.folds import make_folds, read_folds, write_folds
 from train.learners import TRAINED, prepare
 from train.levers import check_levers
 from train.pace import TimeIsUp
-from train.record import open_run, settle_processes, told_if_vanished, write_environment
-from train.rows import LabelledRows, read_training_rows
+from train.record import (
+    REPLACED,
+    check_run,
+    open_run,
+    settle_processes,
+    told_if_vanished,
+    write_environment,
+)
+from train.rows import LabelledRows, read_training_rows, tell_rows
 from train.sharding import allow_pascal, check_sharding
 
 
@@ -44,15 +53,18 @@ def run(settings: Settings) -> dict | None:
     """
     check_levers(settings)
     check_sharding(settings)
-    with contextlib.ExitStack() as held:
-        if is_main():
-            held.enter_context(_hold_folder(Path(settings.run_dir)))
+    folder = Path(settings.run_dir)
+    refuse_inputs_among(inputs_of(settings), [(folder, pattern) for pattern in REPLACED], "run_dir=...")
+    with _held(folder) if is_main() else contextlib.nullcontext():
         return _run(settings)
 
 
 def _run(settings: Settings) -> dict | None:
     main = is_main()
     folder = Path(settings.run_dir)
+    if main:
+        check_run(settings)
+    rows = read_training_rows(settings)  # nothing is written before they are known to be what was meant
     if main:
         open_run(settings)
     wait_for_all()
@@ -62,17 +74,17 @@ def _run(settings: Settings) -> dict | None:
             "another does not see it. Put it on a disk that all share, under the same path."
         )
     with told_if_vanished(folder):
-        return _train(settings, folder, main)
+        return _train(settings, rows, folder, main)
 
 
-def _train(settings: Settings, folder: Path, main: bool) -> dict | None:
+def _train(settings: Settings, rows: LabelledRows, folder: Path, main: bool) -> dict | None:
     log = open_log(folder / "train.log", main=main)
     _, precision, device_line = device_and_precision(settings.trainer.precision)
     log.info(f"{settings.name}, seed {settings.seed}, in {folder}: {device_line}, {world_size()} process(es)")
     pascal = allow_pascal(settings.trainer, precision, own_capability())
     if pascal is not None:
         log.info(pascal)
-    rows = read_training_rows(settings, folder, main)
+    tell_rows(rows, folder, main)
     folds = settle_folds(settings, folder, rows, main)
     data = FoldData(rows, folds)
     numbers = sorted(int(fold) for fold in np.unique(folds) if fold >= 0)
@@ -112,14 +124,28 @@ def _settle_processes(settings: Settings, folder: Path, main: bool) -> int:
     return begun
 
 
-def _hold_folder(folder: Path) -> IO[str]:
-    """The run folder's lock. Raises ValueError where another run has it."""
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The run folder's lock is held; where nothing else came into the folder, it is left as it was found.
+
+    Raises ValueError where another run has it.
+    """
+    made = [one for one in (folder / "lock", folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    return hold(
+    lock = hold(
         folder / "lock",
         f"{folder} is being trained in by another process. Wait for it or stop it, or choose another folder: "
         "run_dir=...",
     )
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it may be gone, or read-only by now: the first error is the one to tell
+            if made and not (folder / "config.yaml").exists():
+                (folder / "lock").unlink()
+                for one in made[1:]:
+                    one.rmdir()
+        lock.close()
 
 
 def train_folds(settings: Settings, data: FoldData, waiting: list[int], done: set[int], folder: Path) -> list[int]:
