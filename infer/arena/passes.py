@@ -36,6 +36,7 @@ from infer.parts import Parts
 from infer.predictions import OTHER_COLUMN
 from infer.ranks import any_of, world_size
 from infer.stopping import time_left_s
+from models.method_settings import NETWORK_METHODS
 from models.settings import Settings, flatten
 from models.tasks.arena import LABELS, ArenaRow
 from models.tasks.files import read_record
@@ -94,8 +95,9 @@ class ArenaPasses:
         """
         flat = flatten(self.settings)
         of_checkpoints = checkpoint_identity(Path(self.settings.run_dir), LABELS)
+        named = flat["method.name"] in NETWORK_METHODS  # the others read with no network, whatever model.name says
         return {
-            **{key: flat[key] for key in _SETTINGS if key in flat},
+            **{key: flat[key] for key in _SETTINGS if key in flat and (named or not key.startswith("model."))},
             "checkpoints": of_checkpoints["checkpoints"],
             "input": input_identity(self.settings.arena.test_csv),
             "rows": len(self.rows),

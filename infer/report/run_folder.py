@@ -21,6 +21,7 @@ from infer.files import read_frame, read_json
 from infer.predictions import OTHER_COLUMN, Predictions
 from infer.report.content import ArenaFacts, ReportInput
 from models.kind_settings import AUTO
+from models.method_settings import ASKED_METHODS, EMBEDDING_METHODS, NETWORK_METHODS
 from models.tasks.tables import stream_table, table_columns
 
 ARENA_TEXTS = {"prompt": "prompt", "response_a": "answer a", "response_b": "answer b"}
@@ -67,7 +68,7 @@ def from_run(
         texts=row_texts,
         about={
             "task": str(task.get("name", "")),
-            "model": str(config.get("model", {}).get("name", "")),
+            **_network(config),
             "method": str(config.get("method", {}).get("name", "")),
             "data": str(source),
             "folds": f"{len(done)}, seed {config.get('seed')}",
@@ -184,6 +185,15 @@ def _raw(frame: pd.DataFrame, named: list[str], predictions: Predictions) -> Pre
     if np.abs(probs - predictions.probs64()).max() < 1e-3:
         return None
     return replace(predictions, probs=probs)
+
+
+def _network(config: Mapping[str, Any]) -> dict[str, str]:
+    """The network that the run's method reads with; none where it has none, whatever the settings name."""
+    method = config.get("method", {}).get("name")
+    group = "embedding" if method in EMBEDDING_METHODS else "model"
+    if method not in (*NETWORK_METHODS, *ASKED_METHODS, *EMBEDDING_METHODS):
+        return {}
+    return {"model": str(config.get(group, {}).get("name", ""))}
 
 
 def _fold_words(name: str) -> str:
