@@ -31,10 +31,35 @@ def test_every_method_is_fitted_on_a_finished_table_without_the_model(
     said = capsys.readouterr().out
     assert f"held-out log loss {calibrator.log_loss_before:.4f} before, {calibrator.log_loss_after:.4f} after" in said
     assert "Calibration makes it worse" in said or "Calibration helps" in said or "changes nothing" in said
-    assert f"Use it: calibration.use={tmp_path / 'out.csv.calibrator.json'}" in said
+    advice = "Where rows are unlike these" if "Calibration makes it worse" in said else "Use it"
+    assert f"{advice}: calibration.use={tmp_path / 'out.csv.calibrator.json'}" in said
     if method == "prior":
         shares = calibrator.apply(table[["logp_positive", "logp_negative"]].to_numpy(np.float64)).mean(axis=0)
         np.testing.assert_allclose(shares, [0.3, 0.7], atol=1e-4)
+
+
+def test_one_that_harms_leaves_the_one_that_stands_there(
+    tmp_path: Path, tiny_language_model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reviews(40).to_csv(tmp_path / "in.csv", index=False)
+    run(settings_of(tmp_path, tiny_language_model, "calibration.fit=temperature"))
+    kept = tmp_path / "out.csv.calibrator.json"
+    before = kept.read_bytes()
+    shares = "calibration.prior=[0.999,0.001]"
+    for there, said in ((True, "not written, "), (False, "Where rows are unlike these: calibration.use=")):
+        run(settings_of(tmp_path, tiny_language_model, "calibration.fit=prior", shares))
+        told = capsys.readouterr().out
+        assert "Calibration makes it worse" in told and said in told and "Use it" not in told.partition("worse")[2]
+        assert (kept.read_bytes() == before) == there
+        kept.unlink()
+
+
+def test_a_file_that_is_no_calibrator_is_not_replaced_by_one(tmp_path: Path, tiny_language_model: str) -> None:
+    reviews(12).to_csv(tmp_path / "in.csv", index=False)
+    (tmp_path / "out.csv.calibrator.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"out\.csv\.calibrator\.json is in the way: the calibrator goes there"):
+        run(settings_of(tmp_path, tiny_language_model, "calibration.fit=batch"))
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_without_labels_nothing_is_judged_and_that_is_said(

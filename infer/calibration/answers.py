@@ -107,12 +107,17 @@ def judge(
     return _log_loss(floored_softmax(log_shares(log_probs)[known]), truth[known]), _log_loss(after[known], truth[known])
 
 
+def harms(before: float | None, after: float | None) -> bool:
+    """Did rows that the fit did not see get worse? False where nobody knows."""
+    return before is not None and after is not None and after > before + SAME
+
+
 def verdict(before: float | None, after: float | None) -> str:
     """One sentence: whether rows that the fit did not see got better, said plainly where they got worse."""
     if before is None or after is None:
         return "Calibration was not judged: no true labels are known. Give task.label_column to see what it does."
     figures = f"held-out log loss {before:.4f} before, {after:.4f} after"
-    if after > before + SAME:
+    if harms(before, after):
         return f"Calibration makes it worse: {figures}. Leave it out, or fit another method or on more rows."
     return f"Calibration changes nothing: {figures}." if after > before - SAME else f"Calibration helps: {figures}."
 

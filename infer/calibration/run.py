@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from infer.calibration.answers import fit_calibrator, verdict
-from infer.calibration.calibrator import save_calibrator
+from infer.calibration.answers import fit_calibrator, harms, verdict
+from infer.calibration.calibrator import load_calibrator, save_calibrator
 from infer.chunked import LOG_P
 from infer.files import read_frame, read_json
 from infer.logs import log
@@ -24,8 +24,11 @@ from models.tasks.text import LABEL_COLUMN
 PROMPTS = {"contextual": "content_free", "pmi": "premise"}  # method -> what the record keeps for it
 
 
-def fit_from_output(settings: Settings, output: Path, labels: Sequence[str]) -> Path:
-    """Fit and save `<output>.calibrator.json`; the log says whether it helps on rows it was not fitted on."""
+def fit_from_output(settings: Settings, output: Path, labels: Sequence[str]) -> Path | None:
+    """Fit and save `<output>.calibrator.json`; the log says whether it helps on rows it was not fitted on.
+
+    None where it harms those, and an older one stands there: that one stays.
+    """
     method = str(settings.calibration.fit)
     record = read_json(Path(f"{output}.json"))
     table = raw_log_probs(output, labels)
@@ -44,12 +47,33 @@ def fit_from_output(settings: Settings, output: Path, labels: Sequence[str]) -> 
         content_free=_prompts_without_content(method, record),
         prior=settings.calibration.prior,
     )
-    path = Path(f"{output}.calibrator.json")
-    save_calibrator(path, calibrator)
+    path = calibrator_path(output)
     log.info(verdict(calibrator.log_loss_before, calibrator.log_loss_after))
     unit = "prompts without content" if method in PROMPTS else "rows"
-    log.info(f"{path}: {method}, fitted on {calibrator.rows} {unit}. Use it: calibration.use={path}")
+    fitted = f"{method}, fitted on {calibrator.rows} {unit}"
+    worse = harms(calibrator.log_loss_before, calibrator.log_loss_after)
+    if worse and path.is_file():
+        log.info(f"{fitted}: not written, {path} stays as it was. Delete that one to have this one all the same")
+        return None
+    save_calibrator(path, calibrator)
+    advice = "Where rows are unlike these" if worse else "Use it"
+    log.info(f"{path}: {fitted}. {advice}: calibration.use={path}")
     return path
+
+
+def calibrator_path(output: Path) -> Path:
+    """Where the calibrator of a table goes."""
+    return Path(f"{output}.calibrator.json")
+
+
+def refuse_foreign_calibrator(output: Path) -> None:
+    """Refuses, before the rows are read, a file in the calibrator's place that is none."""
+    path = calibrator_path(output)
+    if path.exists():
+        try:
+            load_calibrator(path)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path} is in the way: the calibrator goes there. Move it. ({error})") from None
 
 
 def raw_log_probs(output: Path, labels: Sequence[str]) -> pd.DataFrame:
