@@ -17,10 +17,13 @@ from infer.calibration.temperature import (
     settle_temperature,
     write_calibration,
 )
-from infer.files import write_json
+from infer.identity import refuse_foreign, write_record
 from infer.logs import open_log
+from infer.outputs import OF_BLEND
 from infer.predictions import Predictions, average
 from models.settings import Settings
+
+RECORD = "blend.json"
 
 
 def blend_runs(settings: Settings) -> Predictions:
@@ -36,13 +39,15 @@ def blend_runs(settings: Settings) -> Predictions:
     heldout = {name: calibrated_heldout(name) for name in runs}
     test = {name: _table(name, "predictions.csv", "python -m infer") for name in runs}
     folder = Path(settings.out_dir or settings.run_dir)
+    refuse_foreign([folder / name for name in OF_BLEND if name != "infer.log"], [folder / RECORD])
     log = open_log(folder / "infer.log", main=True)
     blend = fit_weights(heldout)
     blended = average(list(heldout.values()), [blend.weights[name] for name in heldout])
     temperature, _crossfitted = settle_temperature(blended)  # of weights that saw these rows: no figure to report
+    # The record first: what a kill leaves behind it is then known to be a blend's.
+    write_record(folder / RECORD, {"runs": list(runs)}, asdict(blend) | {"temperature": temperature})
     write_calibration(folder / "calibration.json", temperature, blended)
     blended.write(folder / "heldout.csv")
-    write_json(folder / "blend.json", asdict(blend) | {"temperature": temperature})
     for name in runs:
         log.info(f"  {blend.weights[name]:6.3f}  {blend.alone[name]:.4f}  {name}")
     log.info(f"held-out log loss of the blend: {blend.cross_fitted:.4f} cross-fitted, {blend.in_sample:.4f} in-sample")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from infer.calibration.temperature import read_calibration
 from infer.logs import log
-from models.checkpoint import IDENTITY
+from models.checkpoint import IDENTITY, read_identity
 from models.fingerprint import fingerprint
 from models.precision import device_and_precision
 
@@ -29,6 +29,17 @@ def find_checkpoints(folder: Path) -> list[Path]:
             "or checkpoint folder: run_dir=..."
         )
     return found
+
+
+def refuse_other_method(checkpoints: Sequence[Path], method: str) -> None:
+    """Refuses checkpoints that another method made: what is written would say that this one had read the rows."""
+    for checkpoint in checkpoints:
+        made = read_identity(checkpoint)["method"]
+        if made != method:
+            raise ValueError(
+                f"{checkpoint} was made by method={made}, not {method}. Take that run's experiment, or name another "
+                "run: run_dir=..."
+            )
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:

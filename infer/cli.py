@@ -26,6 +26,12 @@ def main() -> None:
 
 
 def _run(settings: Settings) -> None:
+    for key in ("doctor", "explore"):
+        if getattr(settings, key):
+            raise ValueError(
+                f"{key}=true looks at labelled rows before training: python -m train +experiment={settings.name} "
+                f"{key}=true. python -m infer would read every row all the same: leave it out here."
+            )
     if settings.compare.way is not None:
         from infer.compare.way import run_way
 

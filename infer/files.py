@@ -4,7 +4,9 @@ Knows JSON, CSV and Parquet; never what a column means.
 """
 
 import gzip
+import itertools
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from models.tasks.disk import told_by_disk
 from models.tasks.files import write_atomically
 
 FORMULA_SIGNS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # the last four: their full-width forms
@@ -70,6 +73,15 @@ def csv_bytes(frame: pd.DataFrame, *, header: bool = True) -> bytes:
         text = frame.to_csv(index=False, header=header, float_format="%.9g", lineterminator="\r\n")
         text = re.sub(r'("(?:[^"]|"")*")|\r\n', lambda found: found[1] or "\n", text)
     return text.encode()
+
+
+def put_aside(path: Path) -> Path:
+    """Moves a file that may be somebody's work to a name beside it that is free; that name."""
+    names = (path.with_name(f"{path.name}.changed{number or ''}") for number in itertools.count())
+    aside = next(name for name in names if not name.exists())
+    with told_by_disk(path):
+        os.replace(path, aside)
+    return aside
 
 
 def read_frame(path: str | Path, text: Sequence[str] = ()) -> pd.DataFrame:

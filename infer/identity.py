@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,28 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def input_identity(path: str | Path) -> dict[str, Any]:
     """Name, size and SHA-256 of a file that is read; of a path into a zip (`data.zip/train.csv`), those of the zip."""
     path = Path(path)
-    file = next((folder for folder in path.parents if folder.is_file()), path)
-    with file.open("rb") as stream:
+    mark = mark_of(next((folder for folder in path.parents if folder.is_file()), path))
+    return {"input": path.name, "input_bytes": mark["bytes"], "input_sha256": mark["sha256"]}
+
+
+def mark_of(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
+    with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"input": path.name, "input_bytes": file.stat().st_size, "input_sha256": digest}
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def refuse_foreign(written: Iterable[Path], records: Iterable[Path]) -> None:
+    """Refuses to replace files of which no run is known to have made them: none of the records holds an identity.
+
+    A folder that a run of ours has written to is its own. Raises ValueError naming the files.
+    """
+    there = [str(path) for path in written if path.exists() or path.is_symlink()]
+    if there and not any(identity_in(path) for path in records):
+        said = "is there already and was made otherwise: no record beside it says how. Move it away"
+        if len(there) > 1:
+            said = "are there already and were made otherwise: no record beside them says how. Move them away"
+        raise ValueError(f"{', '.join(there)} {said}, or name another output.")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

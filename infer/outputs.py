@@ -14,7 +14,7 @@ from pathlib import Path
 
 from infer.arena.answer import BAD_ROWS, PREDICTIONS, SUBMISSION
 from infer.readers.by_method import reader_kind
-from infer.text_files import ANSWERS_FILE, BAD_ROWS_FILE, LABELS_FILE, NOTES_FILE, beside
+from infer.text_files import ANSWERS_FILE, BAD_ROWS_FILE, LABELS_FILE, NOTES_FILE, PLAIN_STEM, beside
 from models.kind_settings import SkillsTask, TextTask
 from models.method_settings import ASKED_METHODS
 from models.settings import Settings, flatten
@@ -40,6 +40,7 @@ OF_ARENA = (
     "tokens-*.bin",
 )
 OF_JUDGE = ("judge.parquet", "judge.parquet.json", "judge.parquet.parts/*")
+DEFAULTS = (f"{PLAIN_STEM}.parquet", "comparison.csv")  # the tables of conf/experiment/*.yaml
 NOTING_KINDS = ("reasoning", "written", "asked", "sampled")  # of readers
 OF_BLENDED_RUN = ("heldout.csv", "calibration.json", PREDICTIONS)  # what a blend reads of each run
 
@@ -60,7 +61,8 @@ def files_written(settings: Settings) -> list[Written]:
     """What `python -m infer` writes with these settings; some of it only where there is something to write."""
     folder, method = Path(settings.out_dir or settings.run_dir), settings.method.name
     if settings.compare.ways is not None and settings.compare.way is None:
-        return [*of_folder(folder, OF_COMPARISON), *of_table(settings)]
+        output = output_of(settings)
+        return [*of_folder(folder, OF_COMPARISON), (output.parent, escape(output.name))]
     if method == "blend":
         return of_folder(folder, OF_BLEND)
     if isinstance(settings.task, TextTask):
@@ -74,14 +76,27 @@ def where_written(settings: Settings) -> str:
     return "output=..." if isinstance(settings.task, TextTask) and settings.method.name != "blend" else "out_dir=..."
 
 
+def output_of(settings: Settings) -> Path:
+    """The table that a run of texts, or a comparison, writes: settings.output.
+
+    An experiment's default follows out_dir. A model that an experiment has not taught yet writes its default table as
+    untrained.parquet, so that the same command may be given again after training.
+    """
+    output = Path(str(settings.output))
+    run, name = Path(settings.run_dir), output.name
+    if output != run / name or name not in DEFAULTS:
+        return output
+    if settings.method.name == "adapter" and reader_kind(settings) == "label" and name == DEFAULTS[0]:
+        name = "untrained.parquet"
+    return Path(settings.out_dir or run) / name
+
+
 def of_folder(folder: Path, patterns: Sequence[str]) -> list[Written]:
     return [(folder, pattern) for pattern in patterns]
 
 
 def of_table(settings: Settings) -> list[Written]:
     """A table of texts with all that stands beside it, or the folder of parts that runner=ray writes."""
-    from infer.text_run import output_of
-
     output = output_of(settings)
     if settings.runner == "ray":
         return of_folder(output, ("part-*.parquet", "_*"))

@@ -27,8 +27,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pandas as pd
 
-from infer.files import UTF8_MARK, csv_bytes, for_spreadsheet, table_kind
-from infer.identity import as_json, differences, identity_in, write_record
+from infer.files import UTF8_MARK, csv_bytes, for_spreadsheet, put_aside, read_json, table_kind
+from infer.identity import as_json, differences, identity_in, mark_of, refuse_foreign, write_record
 from infer.logs import log
 from infer.part_files import (
     hold_output,
@@ -55,11 +55,11 @@ class Parts:
     output: .csv, .csv.gz or .parquet. identity: JSON values that every part depends on (settings, model, input, rows a
     chunk), or what finds them where that is work: with replace, asked once the output is this run's to write.
     `spreadsheet` in it makes a CSV safe to open in one. schema: of the table; each part has it, whatever its cells are.
-    replace: what stands at the output may go, whoever made it, and with it the parts that it was made of.
+    replace: what a run has made there may go, whichever it was, and with it the parts that it was made of.
     others: names, with * in them, of files that the run writes beside the output; a kill leaves some half-written.
     main: checks, locks and makes the folder; other processes are made after it, say after `wait_for_all`.
     Refuses, before any work: another ending, a folder that cannot be written, an output that stands there and was not
-    made by this identity, parts of another identity, a second run on the same output.
+    made by this identity, a file beside it that no run made, parts of another identity, a second run on the output.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Parts:
                 _write_parquet(temporary, tables, self.schema)
             else:
                 _write_csv(temporary, tables, self.schema, spreadsheet=bool(self.identity.get("spreadsheet")))
-        write_record(_beside(self.output, ".json"), self.identity, record)
+        write_record(_beside(self.output, ".json"), self.identity, {**record, "output": mark_of(self.output)})
         self.finish()
 
     def finish(self) -> None:
@@ -166,8 +166,7 @@ class Parts:
             with told_as_output(self.output):
                 if self.output.is_dir():
                     raise ValueError(f"output={self.output} is a folder. Give the name of a file inside it.")
-                if not self.replace:
-                    self._refuse_foreign_output()
+                self._refuse_foreign_output()
                 self._lock = hold_output(self.output, self.folder / "lock", written=self.output.parent)
             self.identity  # noqa: B018  what it reads is not the output: its errors are told as its own
             with told_as_output(self.output):
@@ -177,14 +176,20 @@ class Parts:
             raise
 
     def _refuse_foreign_output(self) -> None:
-        """What stands there is overwritten only where this identity made it, by its record or by parts still there."""
+        """What stands there is overwritten only where its record, or parts still there, say that a run made it.
+
+        The output itself only where this very identity did, unless it may be replaced.
+        """
         record = _beside(self.output, ".json")
-        made = identity_in(record)
+        made, begun = identity_in(record), identity_in(self.folder / "identity.json")
         if made is None and record.exists():
             raise ValueError(
                 f"{record} is in the way: the output's record goes there. Move it, or name another output."
             )
-        if not self.output.exists() or self.identity in (made, identity_in(self.folder / "identity.json")):
+        others = [self.output.with_name(name) for name in self.others if "*" not in name]  # with one they are caches
+        records = [record, self.folder / "identity.json", *(path for path in others if path.suffix == ".json")]
+        refuse_foreign([self.output, *others], records)
+        if self.replace or not self.output.exists() or self.identity in (made, begun):
             return
         how = "no record beside it says how" if made is None else f"they differ in {differences(made, self.identity)}"
         raise ValueError(
@@ -220,17 +225,27 @@ class Parts:
 
 
 def finished(output: str | Path, identity: Mapping[str, Any]) -> bool:
-    """True where the output and its record are there, made by this identity.
+    """True where the output and its record are there, made by this identity, with the bytes that the record tells.
 
-    Then also removes parts that a kill in a run's last moment left behind.
+    Then also removes parts that a kill in a run's last moment left behind. An output of other bytes is put aside.
     """
     output = Path(output)
     if not output.is_file() or identity_in(_beside(output, ".json")) != as_json(identity):
+        return False
+    if not as_written(output):
+        kept = f"It is kept as {put_aside(output)}" if output.stat().st_size else "It is empty"
+        log.warning(f"warning: {output} is not as the run left it. {kept}, and its rows are read again")
         return False
     folder = _beside(output, ".parts")
     if folder.is_dir() and identity_in(folder / "identity.json") in (None, as_json(identity)):
         _remove(folder)
     return True
+
+
+def as_written(output: Path) -> bool:
+    """True where a finished output has the bytes that its record tells; older records tell none."""
+    written = read_json(_beside(output, ".json")).get("output")
+    return written is None or written == mark_of(output)
 
 
 def _write_parquet(path: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> None:

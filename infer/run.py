@@ -12,15 +12,16 @@ import numpy as np
 from infer.arena.answer import ArenaReading, answer_all, read_test_rows
 from infer.blend_runs import blend_runs
 from infer.calibration.temperature import apply_temperature
-from infer.checkpoints import find_checkpoints, run_temperature
+from infer.checkpoints import find_checkpoints, refuse_other_method, run_temperature
 from infer.logs import log, open_log
 from infer.outputs import files_written, inputs_of, refuse_inputs_among, where_written
 from infer.predictions import Predictions
 from infer.ranks import is_main, wait_for_all
 from infer.readers.by_method import reader_kind
 from infer.roads import refuse_ignored
+from models.kind_settings import TextTask
 from models.method_settings import ASKED_METHODS
-from models.settings import Settings, TextTask
+from models.settings import Settings
 from models.tasks.arena import LABELS
 
 
@@ -63,6 +64,7 @@ def _by_checkpoints(settings: Settings, out: Path) -> Predictions:
 
     folder, main = Path(settings.run_dir), is_main()
     checkpoints = find_checkpoints(folder)
+    refuse_other_method(checkpoints, settings.method.name)
     open_log(out / "infer.log", main=main)
     table = read_test_rows(settings.arena)
     log.info(f"{len(table.rows)} rows from {settings.arena.test_csv}; {len(checkpoints)} checkpoint(s) in {folder}")

@@ -18,6 +18,7 @@ from infer.logs import log
 from infer.parts import Parts
 from infer.predictions import OTHER_COLUMN
 from infer.readers.label import LabelReading
+from models.run_checks import OUTPUT_ENDINGS
 from models.tasks.files import write_atomically
 from models.tasks.text import LABEL_COLUMN, RowSource, TextRow
 
@@ -31,9 +32,9 @@ PLAIN_STEM = "predictions"  # what experiments call their table
 def beside(output: Path, name: str) -> Path:
     """Where a file beside a table stands: predictions.parquet has labels.csv, out.parquet has out.labels.csv.
 
-    So two tables of one folder never share one.
+    So two tables of one folder never share one; out.csv and out.parquet would, and the second is refused.
     """
-    stem = output.name.partition(".")[0]
+    stem = next(output.name.removesuffix(ending) for ending in (*OUTPUT_ENDINGS, "") if output.name.endswith(ending))
     return output.with_name(name if stem == PLAIN_STEM else f"{stem}.{name}")
 
 

@@ -17,11 +17,13 @@ from typing import Any
 
 from infer.calibration.answers import FEWEST_ROWS
 from infer.calibration.calibrator import Calibrator, load_calibrator
+from infer.calibration.run import fit_from_output, refuse_foreign_calibrator
 from infer.chunked import P, fill_parts, open_parts, probability_columns
 from infer.cutoffs import Cutoff, holds_cutoff, read_cutoff
 from infer.files import read_json
 from infer.identity import input_identity
 from infer.logs import log, open_log
+from infer.outputs import beside_table, output_of
 from infer.parts import Parts, finished
 from infer.ranks import from_main, is_main, wait_for_all
 from infer.readers.answer_notes import report_answers
@@ -31,7 +33,6 @@ from infer.table_summary import report, summarise, summary_columns
 from infer.text_files import (
     BAD_ROWS_FILE,
     LABELS_FILE,
-    PLAIN_STEM,
     beside,
     notes_file,
     write_labels,
@@ -61,6 +62,8 @@ def run_texts(settings: Settings, *, watch: Callable[[Reader], Reader] | None = 
     calibrator = load_calibrator(settings.calibration.use) if settings.calibration.use else None
     decision = read_rule(settings.decision, source.labels) if settings.decision else None
     output, identity = output_of(settings), run_identity(settings, source)
+    if settings.calibration.fit:
+        refuse_foreign_calibrator(output)
     seen = trained_on(settings)
     if seen and settings.calibration.fit in LEARNT_CALIBRATORS:
         raise ValueError(
@@ -80,8 +83,6 @@ def run_texts(settings: Settings, *, watch: Callable[[Reader], Reader] | None = 
             )
         report(output, source.labels)
         if settings.calibration.fit:
-            from infer.calibration.run import fit_from_output
-
             fit_from_output(settings, output, source.labels)
         if settings.report:
             _write_page(output, source)
@@ -97,18 +98,6 @@ def check_calibrator(
         # the prompt's mark needs the tokenizer: TextReading checks it again, whole
         prompt = {key: value for key, value in calibrator.identity.items() if key == "prompt_sha256"}
         calibrator.check(labels=labels, identity={**identity["model"], **prompt})
-
-
-def output_of(settings: Settings) -> Path:
-    """The table to write: settings.output.
-
-    A model that an experiment has not taught yet writes its default table as untrained.parquet, so that the same
-    command may be given again after training.
-    """
-    output = Path(str(settings.output))
-    untaught = settings.method.name == "adapter" and reader_kind(settings) == "label"
-    default = Path(settings.run_dir) / f"{PLAIN_STEM}.parquet"
-    return output.with_stem("untrained") if untaught and output == default else output
 
 
 def trained_on(settings: Settings) -> bool:
@@ -188,7 +177,8 @@ def reading_identity(settings: Settings) -> dict[str, Any]:
 
 def _read_all(reading: TextReading, output: Path, identity: Mapping[str, Any]) -> None:
     source = reading.source
-    with open_parts(output, identity, reading.schema()) as parts:
+    others = beside_table(reading.settings, output)
+    with open_parts(output, identity, reading.schema(), others=others) as parts:
         survey = _surveyed(reading.settings, source, output)
         count = fill_parts(
             parts,

@@ -137,8 +137,14 @@ def test_parts_of_other_checkpoints_are_refused(trained: Path, tmp_path: Path, m
         predict(settings_of(trained / "fold1" / "checkpoint", tmp_path))
 
 
-def test_an_older_submission_is_written_anew(trained: Path, unbroken: list[bytes], tmp_path: Path) -> None:
-    (tmp_path / "submission.csv").write_text("of another run")
+def test_an_older_submission_is_written_anew_and_a_persons_is_not(
+    trained: Path, unbroken: list[bytes], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"submission\.csv is there already and was made otherwise: no record"):
+        (tmp_path / "submission.csv").write_text("a person's")
+        predict(settings_of(trained, tmp_path))
+    assert (tmp_path / "submission.csv").read_text() == "a person's"
+    (tmp_path / "submission.csv.json").write_text('{"identity": {"of": "another run"}}')
     predict(settings_of(trained, tmp_path))
     assert files(tmp_path) == unbroken
 

@@ -20,6 +20,7 @@ from infer.compare.rows import draw_rows
 from infer.compare.run import compare
 from infer.compare.way import run_way
 from infer.files import write_json
+from infer.identity import write_record
 from infer.predictions import OTHER_COLUMN
 
 WAYS = "compare.ways={words:['method=tfidf'],read:[],hard:['method=generate_hard']}"
@@ -54,6 +55,11 @@ def start(line: list[str]) -> Path:
     with door():
         ways = ways_of(settings, line)
     return compare(settings, ways)
+
+
+def earlier(folder: Path) -> None:
+    """The record of a comparison."""
+    write_record(folder / "out" / "compare.json", {"outputs": [str(folder / "comparison.csv")]}, {})
 
 
 @pytest.fixture
@@ -194,7 +200,7 @@ def test_where_nothing_is_answered_there_is_a_table_and_no_page(
     mine = tmp_path / "calibration.csv"
     mine.write_text("a table of the user, beside `output`")
     pretend(silent, "read")
-    (tmp_path / "out").mkdir()
+    earlier(tmp_path)
     (tmp_path / "out" / "report.html").write_text("of an earlier comparison")
     with pytest.raises(ValueError, match="1 of 3 ways failed: read"):
         start(line)
@@ -206,6 +212,7 @@ def test_where_nothing_is_answered_there_is_a_table_and_no_page(
 def test_where_every_way_failed_the_table_says_so(
     line: list[str], tmp_path: Path, pretend: Callable[..., list[str]]
 ) -> None:
+    earlier(tmp_path)
     (tmp_path / "comparison.csv").write_text("of an earlier comparison")
     pretend(knowing, "words", "read", "hard")
     with pytest.raises(ValueError, match="3 of 3 ways failed"):

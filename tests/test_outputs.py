@@ -9,11 +9,15 @@ import pytest
 from conftest import compose, pair_rows, write_arena_csv
 from text_runs import reviews
 
+from infer.cli import _run as infer
 from infer.compare.run import compare
 from infer.cutoff_door import main as cutoffs
-from infer.outputs import files_written, inputs_of, refuse_inputs_among
+from infer.outputs import files_written, inputs_of, output_of, refuse_inputs_among
 from infer.report.__main__ import main as report
+from infer.report.run_folder import from_run
 from infer.run import run
+from infer.text_files import beside
+from train.run import run as train
 
 
 def skills(folder: Path, name: str) -> Path:
@@ -62,6 +66,14 @@ def test_links_of_either_kind_are_seen_through(tmp_path: Path, link, linked: str
     refused(settings, real)
 
 
+@pytest.mark.parametrize(
+    ("output", "name"),
+    [("run.v1.csv", "run.v1.labels.csv"), ("out.csv.gz", "out.labels.csv"), ("predictions.parquet", "labels.csv")],
+)
+def test_tables_whose_names_differ_after_a_dot_share_no_file(output: str, name: str) -> None:
+    assert beside(Path(output), "labels.csv") == Path(name)
+
+
 def test_another_folder_of_the_same_name_is_nobodys_input(tmp_path: Path) -> None:
     mine = skills(tmp_path, "in/labels.csv")
     settings = compose("+experiment=skills_tfidf", f"task.input_csv={mine}", f"output={tmp_path / 'predictions.csv'}")
@@ -97,6 +109,65 @@ def test_a_comparison_draws_its_rows_into_no_input(tmp_path: Path, name: str) ->
     with pytest.raises(ValueError, match="which would replace"):
         compare(compose(*line), [])
     assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_comparison_replaces_its_own_table_and_nobody_elses(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("infer.compare.run.draw_rows", lambda *_: pytest.fail("work was begun"))
+    (tmp_path / "out").mkdir()
+    line = ["+experiment=reviews_compare", f"out_dir={tmp_path / 'out'}"]
+    for name in ("fit.csv", "report.html", "comparison.csv"):
+        (tmp_path / "out" / name).write_text("a person's")
+        with pytest.raises(ValueError, match=f"{name} is there already"):
+            compare(compose(*line), [])
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+        (tmp_path / "out" / name).unlink()
+    for _ in range(2):  # with the record that the first leaves, they may be replaced
+        with pytest.raises(pytest.fail.Exception):
+            compare(compose(*line), [])
+        (tmp_path / "out" / "fit.csv").write_text("drawn")
+        (tmp_path / "out" / "comparison.csv").write_text("of an earlier comparison")
+    (tmp_path / "mine.csv").write_text("a person's")
+    with pytest.raises(ValueError, match=r"mine\.csv is there already"):
+        compare(compose(*line, f"output={tmp_path / 'mine.csv'}"), [])
+
+
+def test_a_blend_replaces_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infer.blend_runs._table", lambda *_: None)
+    monkeypatch.setattr("infer.blend_runs.calibrated_heldout", lambda *_: None)
+    (tmp_path / "heldout.csv").write_text("of a run")
+    with pytest.raises(ValueError, match=r"heldout\.csv is there already"):
+        run(compose("+experiment=arena_blend", "blend.runs=[a,b]", f"out_dir={tmp_path}"))
+    assert [path.name for path in tmp_path.iterdir()] == ["heldout.csv"]
+
+
+def test_the_default_table_follows_out_dir(tmp_path: Path) -> None:
+    for experiment, name in (("reviews_soft", "predictions.parquet"), ("reviews_compare", "comparison.csv")):
+        line = [f"+experiment={experiment}", f"out_dir={tmp_path}"]
+        assert output_of(compose(*line)) == tmp_path / name
+        assert output_of(compose(*line, "output=mine.csv")) == Path("mine.csv")
+
+
+@pytest.mark.parametrize("key", ["doctor", "explore"])
+@pytest.mark.parametrize("experiment", ["reviews_soft", "arena_length"])
+def test_what_looks_before_training_is_refused_after_it(key: str, experiment: str) -> None:
+    with pytest.raises(ValueError, match=rf"python -m train \+experiment={experiment} {key}=true"):
+        infer(compose(f"+experiment={experiment}", f"{key}=true"))
+
+
+def test_checkpoints_of_another_method_are_refused_and_a_page_names_no_network_that_was_not_used(
+    tmp_path: Path,
+) -> None:
+    write_arena_csv(tmp_path / "train.csv", pair_rows(40))
+    write_arena_csv(tmp_path / "test.csv", pair_rows(6), labelled=False)
+    line = [f"run_dir={tmp_path / 'run'}", f"task.train_csv={tmp_path / 'train.csv'}", "folds.count=2",
+            f"task.test_csv={tmp_path / 'test.csv'}"]  # fmt: skip
+    train(compose("+experiment=arena_length", *line))
+    assert "model" not in from_run(tmp_path / "run").about
+    with pytest.raises(ValueError, match=r"checkpoint was made by method=length, not tfidf\. Take that"):
+        run(compose("+experiment=arena_tfidf", *line))
+    assert not (tmp_path / "run" / "submission.csv").exists()
+    run(compose("+experiment=arena_length", *line))
+    assert "model.name" not in (tmp_path / "run" / "submission.csv.json").read_text()
 
 
 def test_the_commands_with_an_out_of_their_own_replace_no_table(tmp_path: Path, capsys) -> None:

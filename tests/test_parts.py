@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 
-from infer.identity import input_identity
+from infer.identity import input_identity, mark_of
+from infer.logs import open_log
 from infer.parts import Parts, finished
 from models.tasks.tables import read_table
 
@@ -98,6 +99,7 @@ def test_the_record_holds_the_identity_and_what_was_handed_in(tmp_path: Path) ->
     assert record == {
         "identity": {**IDENTITY, "settings": {"prompt": "Review: {text}", "labels": ["a", "b"]}},
         **RECORD,
+        "output": mark_of(tmp_path / "out.csv"),
     }
     assert finished(tmp_path / "out.csv", IDENTITY)
     assert not finished(tmp_path / "out.csv", {**IDENTITY, "input_sha256": "10"})
@@ -238,6 +240,44 @@ def test_finished_takes_away_what_a_kill_left_behind(tmp_path: Path) -> None:
     (tmp_path / "out.csv.parts" / "lock").touch()
     assert finished(tmp_path / "out.csv", IDENTITY)
     assert names(tmp_path) == ["out.csv", "out.csv.json"]
+
+
+@pytest.mark.parametrize("change", [lambda content: b"", lambda content: content[:-4], lambda content: content + b"4,"])
+def test_an_output_that_was_changed_afterwards_is_kept_and_read_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[bytes], bytes]
+) -> None:
+    open_log(None, main=True)
+    run(tmp_path / "out.csv")
+    whole = (tmp_path / "out.csv").read_bytes()
+    (tmp_path / "out.csv").write_bytes(changed := change(whole))
+    assert not finished(tmp_path / "out.csv", IDENTITY)
+    said = capsys.readouterr().out
+    assert "out.csv is not as the run left it" in said and "its rows are read again" in said
+    run(tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_bytes() == whole and finished(tmp_path / "out.csv", IDENTITY)
+    aside = tmp_path / "out.csv.changed"
+    assert (aside.read_bytes() if aside.exists() else b"") == changed
+
+
+def test_a_record_that_tells_no_bytes_is_taken_at_its_word(tmp_path: Path) -> None:
+    """Those of the versions before."""
+    run(tmp_path / "out.csv")
+    record = json.loads((tmp_path / "out.csv.json").read_text())
+    del record["output"]
+    (tmp_path / "out.csv.json").write_text(json.dumps(record))
+    assert finished(tmp_path / "out.csv", IDENTITY)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_file_beside_the_output_that_no_run_made_is_not_replaced(tmp_path: Path, replace: bool) -> None:
+    (tmp_path / "labels.csv").write_text("a person's")
+    with pytest.raises(ValueError, match=r"labels\.csv is there already and was made otherwise: no record beside it"):
+        Parts(tmp_path / "out.csv", IDENTITY, SCHEMA, others=("labels.csv", "tokens-*.bin"), replace=replace)
+    assert names(tmp_path) == ["labels.csv"]
+    (tmp_path / "labels.csv").rename(tmp_path / "tokens-1.bin")  # a cache is found again by its name
+    Parts(tmp_path / "out.csv", IDENTITY, SCHEMA, others=("labels.csv", "tokens-*.bin"), replace=replace).close()
+    (tmp_path / "labels.csv").write_text("of the run that has begun")
+    Parts(tmp_path / "out.csv", IDENTITY, SCHEMA, others=("labels.csv", "tokens-*.bin"), replace=replace).close()
 
 
 def test_an_output_is_written_by_one_run_at_a_time(tmp_path: Path) -> None:

@@ -17,17 +17,19 @@ import pandas as pd
 
 from infer.compare.figures import calibration_rows, cost_of, differ_rows, hard_rows, ordered, p_values, score_way
 from infer.compare.report import printed, write_comparison_page
-from infer.compare.rows import CompareRows, draw_rows
+from infer.compare.rows import FIT_FILE, TEST_FILE, CompareRows, draw_rows
 from infer.compare.table import WayTable, read_way_table
 from infer.compare.ways import Done, Way, run_ways
 from infer.files import write_frame
+from infer.identity import identity_in, refuse_foreign, write_record
 from infer.logs import log, open_log
-from infer.outputs import files_written, inputs_of, refuse_inputs_among
+from infer.outputs import files_written, inputs_of, output_of, refuse_inputs_among
 from infer.ranks import world_size
 from infer.roads import refuse_ignored
 from models.settings import Settings
 
-PAGE = "report.html"
+PAGE, RECORD = "report.html", "compare.json"
+OWN_FILES = (FIT_FILE, TEST_FILE, "calibration.csv", "hard_and_soft.csv", "differences.csv", PAGE)
 COLUMNS = (
     "way", "method", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss", "log_loss_calibrated", "auc",
     "average_precision", "calibration_error", "calibration_error_calibrated", "rows", "unanswered", "rows_per_s",
@@ -47,7 +49,8 @@ def compare(settings: Settings, ways: Sequence[Way]) -> Path:
         )
     refuse_ignored(settings)
     refuse_inputs_among(inputs_of(settings), files_written(settings), "output=... and out_dir=...")
-    folder, output = comparison_folder(settings), Path(str(settings.output))
+    folder, output = comparison_folder(settings), output_of(settings)
+    _claim(folder, output)
     open_log(folder / "compare.log", main=True)
     rows = draw_rows(settings, folder)
     done = run_ways(ways, rows, settings.compare.only)
@@ -79,6 +82,16 @@ def compare(settings: Settings, ways: Sequence[Way]) -> Path:
             "The same command tries them again, and keeps the others."
         )
     return output
+
+
+def _claim(folder: Path, output: Path) -> None:
+    """The record that this folder, and the table where `output` says, are a comparison's. Refuses what is not."""
+    record = folder / RECORD
+    made = identity_in(record) or {"outputs": []}
+    if not any(folder.glob("ways/*/started.json")):  # of a comparison from before there was a record
+        refuse_foreign([folder / name for name in OWN_FILES], [record])
+        refuse_foreign([output], [record] if str(output.resolve()) in made["outputs"] else [])
+    write_record(record, {"outputs": sorted({*made["outputs"], str(output.resolve())})}, {})
 
 
 def comparison_folder(settings: Settings) -> Path:

@@ -29,6 +29,7 @@ from infer.files import read_json, write_json
 from infer.identity import as_json, differences, identity_in, input_identity
 from infer.logs import log
 from infer.overrides import laid_over, override_key
+from infer.parts import as_written
 from infer.readers.by_method import identify, identify_model
 from models.method_settings import ASKED_METHODS, EMBEDDING_METHODS, NETWORK_METHODS
 from models.settings import FREE_KEYS, Settings, flatten
@@ -119,7 +120,7 @@ def run_ways(ways: Sequence[Way], rows: CompareRows, only: Sequence[str] | None 
     done = []
     for number, way in enumerate(ways, 1):
         identity = identities[way.name]
-        if identity_in(way.folder / WAY_FILE) == identity and way.table.is_file():
+        if identity_in(way.folder / WAY_FILE) == identity and way.table.is_file() and as_written(way.table):
             log.info(f"{way.name} ({number} of {len(ways)}): finished before, kept")
         elif only is not None and way.name not in only:
             continue

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from infer.checkpoints import checkpoint_identity, find_checkpoints, run_temperature
+from infer.checkpoints import checkpoint_identity, find_checkpoints, refuse_other_method, run_temperature
 from infer.logs import log
 from infer.readers.label import LabelReading
 from infer.text_classifiers import KINDS, TextClassifier
@@ -51,10 +51,9 @@ def load_checkpoint_reader(settings: Settings) -> CheckpointReader:
     folder, labels = Path(settings.run_dir), tuple(settings.question.labels)
     method = settings.method.name
     checkpoints = find_checkpoints(folder)
+    refuse_other_method(checkpoints, method)
     for checkpoint in checkpoints:
-        made = read_identity(checkpoint, labels=labels)["method"]
-        if made != method:
-            raise ValueError(f"{checkpoint} was made by method={made}, not {method}. Name it, or another run_dir.")
+        read_identity(checkpoint, labels=labels)
     log.info(f"{len(checkpoints)} checkpoint(s) in {folder}: {method}")
     temperature = run_temperature(folder, labels, say=True)
     classifiers = [KINDS[method].load(checkpoint) for checkpoint in checkpoints]
