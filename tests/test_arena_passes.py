@@ -137,6 +137,22 @@ def test_parts_of_other_checkpoints_are_refused(trained: Path, tmp_path: Path, m
         predict(settings_of(trained / "fold1" / "checkpoint", tmp_path))
 
 
+def test_parts_are_of_one_number_format_whatever_it_was_called(
+    trained: Path, unbroken: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """auto is fp32 on this machine, and another format on another."""
+    with monkeypatch.context() as patch:
+        stop_after(2, patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            predict(settings_of(trained, tmp_path, "trainer.precision=auto"))
+    with monkeypatch.context() as patch:
+        patch.setattr("models.precision.resolve_precision", lambda *_: "bf16")
+        with pytest.raises(ValueError, match=r"differ in precision \(\[\"fp32\"\] there, \[\"bf16\"\] now\)"):
+            predict(settings_of(trained, tmp_path, "trainer.precision=auto"))
+    predict(settings_of(trained, tmp_path, "trainer.precision=fp32"))
+    assert files(tmp_path) == unbroken
+
+
 def test_an_older_submission_is_written_anew_and_a_persons_is_not(
     trained: Path, unbroken: list[bytes], tmp_path: Path
 ) -> None:

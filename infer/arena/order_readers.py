@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from infer.batching import batches
+from infer.checkpoints import precision_here
 from infer.classifiers import load_classifier
 from models.checkpoint import read_identity
+from models.precision import device_and_precision
 from models.settings import Settings
 from models.tasks.arena import LABELS, SWAP, ArenaRow, text_bytes
 
@@ -27,6 +29,16 @@ def orders_of(checkpoint: Path) -> int:
     identity = read_identity(checkpoint, task="arena", labels=LABELS)
     both = identity["method"] == "adapter" or (identity["method"] == "encoder" and identity["head"] == "joint")
     return 2 if both and identity["tta"] else 1
+
+
+def format_of(checkpoint: Path, settings: Settings) -> str | None:
+    """The number format in which this device reads the checkpoint: fp32, fp16 or bf16; None without a network."""
+    identity = read_identity(checkpoint)
+    if identity["method"] == "encoder":
+        return device_and_precision(settings.trainer.precision)[1]
+    if identity["method"] == "adapter":
+        return device_and_precision(precision_here(identity["precision"]))[1]
+    return None
 
 
 @dataclass(frozen=True)

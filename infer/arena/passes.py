@@ -26,7 +26,7 @@ import pandas as pd
 
 from infer.adapter_reading import refuse_unread
 from infer.arena.answer import BAD_ROWS, ORDERS, PREDICTIONS, SUBMISSION
-from infer.arena.order_readers import OrderReader, RowChunks, chunk_rows, orders_of
+from infer.arena.order_readers import OrderReader, RowChunks, chunk_rows, format_of, orders_of
 from infer.checkpoints import checkpoint_identity
 from infer.chunked import OutOfTime, P, fill_parts, open_parts
 from infer.identity import input_identity
@@ -48,8 +48,8 @@ OTHERS = (PREDICTIONS, BAD_ROWS, "tokens-*.bin")  # written beside the submissio
 FORECAST_AFTER = 3  # chunks: the first warms up
 TRIES = 3  # of reading parts again that were damaged after they were written
 # What the numbers of a part depend on beside the rows and the checkpoints.
-_SETTINGS = ("method.name", "model.name", "model.attention", "trainer.precision", "trainer.predict_batch_rows",
-             "engine.chunk_rows", "engine.precision", "task.on_bad_row")  # fmt: skip
+_SETTINGS = ("method.name", "model.name", "model.attention", "trainer.predict_batch_rows", "engine.chunk_rows",
+             "task.on_bad_row")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class ArenaPasses:
         return chunk_rows(self.checkpoints[0], self.rows, self.settings, self.out)
 
     def identity(self) -> dict[str, Any]:
-        """What every part depends on: settings, the checkpoints' files, the test file's bytes, the chunks' rows.
+        """What every part depends on: settings, this device's number format, the checkpoints' files, the test's rows.
 
         Not the temperature, which is applied to the mean of the parts.
         """
@@ -98,6 +98,7 @@ class ArenaPasses:
         named = flat["method.name"] in NETWORK_METHODS  # the others read with no network, whatever model.name says
         return {
             **{key: flat[key] for key in _SETTINGS if key in flat and (named or not key.startswith("model."))},
+            "precision": sorted({found for one in self.checkpoints if (found := format_of(one, self.settings))}),
             "checkpoints": of_checkpoints["checkpoints"],
             "input": input_identity(self.settings.arena.test_csv),
             "rows": len(self.rows),
