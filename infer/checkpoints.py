@@ -49,6 +49,23 @@ def finished_checkpoints(folder: Path) -> list[Path]:
     return sorted(path.parent / "checkpoint" for path in folder.glob("fold*/done.json"))
 
 
+def say_missing_folds(folder: Path, only: Sequence[int] | None) -> None:
+    """A warning where a run's folds.csv has folds, of those in `only` or of all, that have no finished checkpoint."""
+    dealt = folder / "folds.csv"
+    if not dealt.is_file() or (folder / IDENTITY).is_file():
+        return
+    import pandas as pd
+
+    there = [int(checkpoint.parent.name.removeprefix("fold")) for checkpoint in finished_checkpoints(folder)]
+    wanted = sorted(pd.read_csv(dealt)["fold"].unique()) if only is None else sorted(only)
+    missing = [str(fold) for fold in wanted if fold >= 0 and fold not in there]
+    if missing:
+        log.warning(
+            f"warning: fold {', '.join(missing)} of {folder} is not finished: what follows is read by fold "
+            f"{', '.join(map(str, sorted(there)))} alone. python -m train with the same arguments finishes it"
+        )
+
+
 def checkpoint_identity(folder: Path, labels: Sequence[str]) -> dict[str, object]:
     """What the mean of a run's checkpoints depends on: a mark of each one's files, and the run's temperature.
 

@@ -12,7 +12,7 @@ import numpy as np
 from infer.arena.answer import ArenaReading, answer_all, read_test_rows
 from infer.blend_runs import blend_runs
 from infer.calibration.temperature import apply_temperature
-from infer.checkpoints import find_checkpoints, refuse_other_method, run_temperature
+from infer.checkpoints import find_checkpoints, refuse_other_method, run_temperature, say_missing_folds
 from infer.logs import log, open_log
 from infer.outputs import files_written, inputs_of, refuse_inputs_among, where_written
 from infer.predictions import Predictions
@@ -68,6 +68,7 @@ def _by_checkpoints(settings: Settings, out: Path) -> Predictions:
     open_log(out / "infer.log", main=main)
     table = read_test_rows(settings.arena)
     log.info(f"{len(table.rows)} rows from {settings.arena.test_csv}; {len(checkpoints)} checkpoint(s) in {folder}")
+    say_missing_folds(folder, settings.folds.only)
     work = ArenaPasses(checkpoints, table.rows, settings, out)
     with work.open() as parts:
         found, whole = work.collect(parts)

@@ -65,9 +65,14 @@ def answer_all(reading: ArenaReading, table: ArenaTable, settings: Settings, out
     listed = out / BAD_ROWS
     if table.bad_rows:
         write_bad_rows(listed, table.bad_rows)
-        log.info(f"{len(table.bad_rows)} bad rows get the mean prediction; listed in {listed}")
+        log.info(f"{_said_of_bad(table)}; listed in {listed}")
     else:
         listed.unlink(missing_ok=True)  # of a file that was mended since
+    if not len(reading.predictions):
+        log.warning(
+            "warning: no row was read, so the submission below is valid and answers nothing: every row has the same "
+            f"numbers, {_without_rows(Path(settings.run_dir))[1]}"
+        )
     deliver(predictions, settings.arena, out)
     filled = filled_ids(predictions)
     if filled:
@@ -97,14 +102,29 @@ def with_mean_rows(predictions: Predictions, reasons: Mapping[str, str], folder:
     lacking = {one: reason for one, reason in reasons.items() if one not in known}
     if not lacking:
         return predictions
-    others, heldout = predictions, folder / "heldout.csv"
-    if not len(predictions) and heldout.is_file():
-        others = Predictions.read(heldout)
-    count = len(predictions.labels)
-    share = others.probs64().mean(axis=0) if len(others) else np.full(count, 1 / count)
+    share = predictions.probs64().mean(axis=0) if len(predictions) else _without_rows(folder)[0]
     ids, why = (np.array(list(one), dtype=object) for one in (lacking, lacking.values()))
     probs, other = np.tile(share, (len(ids), 1)), np.zeros(len(ids), dtype=np.float32)
     return join([predictions, Predictions(ids, predictions.labels, probs, other, filled=why)])
+
+
+def _without_rows(folder: Path) -> tuple[np.ndarray, str]:
+    """((L,) what every row gets where none was read, and what that is): the run's held-out mean, or equal shares."""
+    heldout = folder / "heldout.csv"
+    if heldout.is_file() and len(table := Predictions.read(heldout)):
+        return table.probs64().mean(axis=0), f"the mean of {heldout}"
+    return np.full(len(LABELS), 1 / len(LABELS)), f"1/{len(LABELS)} for each label"
+
+
+def _said_of_bad(table: ArenaTable) -> str:
+    """What the bad rows' ids get: the mean, or the answer of an earlier row of the same id."""
+    readable = {row.id for row in table.rows}
+    again = sum(bad.id in readable for bad in table.bad_rows)
+    lost = len(table.bad_rows) - again
+    said = [f"{lost} bad rows get the mean prediction"] if lost else []
+    return ", ".join(
+        [*said, *([f"{again} bad rows repeat an id, which keeps its first row's answer"] if again else [])]
+    )
 
 
 def filled_ids(predictions: Predictions) -> dict[str, list[str]]:

@@ -196,7 +196,7 @@ class ArenaPasses:
                 named = ", ".join(f"{self._name(one)} ({rows} of {len(self.rows)} rows)" for one, rows in short)
                 log.warning(f"left out, {'swap averaging' if order else 'folds'}: {named}")
         unread = int((~read.any(axis=0)).sum())
-        if unread:
+        if 0 < unread < len(self.rows):  # none at all: arena.answer says what they get
             log.warning(f"{unread} rows were read by no checkpoint and get the mean prediction, the longest rows")
         log.warning(f"what was read is kept in {self.output}.parts: the same command reads what is missing")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from infer.checkpoints import checkpoint_identity, finished_checkpoints
+from infer.checkpoints import checkpoint_identity, finished_checkpoints, say_missing_folds
 from infer.logs import log
 from models.engine_settings import row_fields
 from models.method_settings import ASKED_METHODS, ENDPOINT_METHODS, WRITTEN_METHODS
@@ -104,6 +104,8 @@ def load_reader(settings: Settings) -> Reader:
     kind = reader_kind(settings)
     if settings.method.name == "adapter" and kind == "label":
         log.info(f"the model as it is: adapter.use={settings.adapter.use}, {_trained_folds(settings)}")
+    if kind in ("adapter", "fitted", "trained"):
+        say_missing_folds(Path(settings.run_dir), settings.folds.only)
     module, name = _LOADERS[kind]
     load: Callable[[Settings], Reader] = getattr(importlib.import_module(module), name)
     return load(settings)
