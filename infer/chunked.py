@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from infer.logs import log
 from infer.pace import Pace
+from infer.pace import said as said_s
 from infer.parts import Parts
 from infer.predictions import OTHER_COLUMN
 from infer.ranks import RankError, any_of, is_main, wait_for_all, world_size
@@ -30,6 +31,7 @@ P, LOG_P = "p_", "logp_"
 # A chunk that takes longer than this is given up at a signal, where a shorter one is finished: a spot machine or a
 # notebook is killed 10 to 30 s after its SIGTERM.
 FINISH_S = 5.0
+LINE_EVERY_S = 30.0  # where no bar is drawn
 
 Read = Callable[[Any, int, Sequence[Any]], tuple[pd.DataFrame, Mapping[str, Any]]]
 
@@ -48,6 +50,25 @@ def open_parts(
 
 class OutOfTime(ValueError):
     """The time budget was spent before every chunk was read; the parts that were are in their place."""
+
+
+class _Lines:
+    """Signs of life in the log, where stderr is no terminal and no bar is drawn: nohup, a notebook's log, `2> log`."""
+
+    def __init__(self, rows: int, *, shown: bool) -> None:
+        self.rows, self.shown, self.told = rows, shown, time.monotonic()
+
+    def begin(self, first: int) -> None:
+        """Before the first chunk, of so many rows."""
+        if self.shown:
+            log.info(f"reading {self.rows} rows, {first} at a time: then they are kept (engine.chunk_rows)")
+
+    def tell(self, passed: int, done: int, seconds: float, left_s: float | None) -> None:
+        """After a chunk, at most every LINE_EVERY_S. passed: rows read or there already. done: by this process."""
+        if self.shown and passed < self.rows and time.monotonic() - self.told >= LINE_EVERY_S:
+            self.told = time.monotonic()
+            to_go = "" if left_s is None else f", about {said_s(left_s)} to go"
+            log.info(f"{passed} of {self.rows} rows, {done / seconds:.1f} rows/s{to_go}")
 
 
 def fill_parts(
@@ -78,7 +99,7 @@ def fill_parts(
     loaded: Any = None
     named: Hashable = None
     pace, todo = pace or Pace(), todo or parts.todo
-    count, done, kept, seconds, late, ended = 0, 0, 0, 0.0, False, False
+    count, done, kept, passed, seconds, costs, late, ended = 0, 0, 0, 0, 0.0, 0.0, False, False
 
     def left_s() -> float:
         return time_left_s() - reserve_s
@@ -86,6 +107,7 @@ def fill_parts(
     bounded = no_longer_than(left_s()) if left_s() > 0 else nullcontext()  # nothing is begun then
     try:
         with bounded, tqdm(total=rows, desc="reading", unit="row", disable=not is_main() or None) as bar:
+            lines = _Lines(rows, shown=is_main() and bool(bar.disable))
             for number, chunk in chunks:
                 _stop_if_asked()
                 count = max(count, number + 1)
@@ -97,6 +119,8 @@ def fill_parts(
                         loaded = load(named)
                         pace.load_s = time.monotonic() - begun
                         fit = pace.fits(cost(chunk), left_s(), load=False)  # by now
+                        if not done:
+                            lines.begin(len(chunk))
                     if fit:
                         with finishing_steps() if expected is not None and expected <= FINISH_S else nullcontext():
                             begun = time.monotonic()
@@ -104,12 +128,16 @@ def fill_parts(
                             pace.add(cost(chunk), time.monotonic() - begun)
                             seconds += time.monotonic() - begun
                             done += len(chunk)
+                            costs += cost(chunk)
                     late |= not fit
                     if late and left_s() <= 0:  # nothing after it fits: it need not even be parsed
                         break
                 elif world_size() == 1:
                     kept += len(chunk)
                 bar.update(len(chunk))
+                passed += len(chunk)
+                if done:
+                    lines.tell(passed, done, seconds, pace.seconds(costs / done * (rows - passed) / world_size()))
             ended = True
     except TimeSpent:
         late |= not ended

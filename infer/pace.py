@@ -8,6 +8,11 @@ LATE = 1.5  # a piece is begun only where this many times its expected seconds a
 RECENT = 5  # pieces whose slowness counts by itself: a machine may be shared from now on
 
 
+def said(seconds: float) -> str:
+    """Seconds for people: 95 s, 12 min."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
 class Pace:
     """Seconds for a cost, of any unit in which twice as much takes twice as long.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import pyarrow as pa
 import pytest
 from conftest import ROOT, free_port
 
-from infer import stopping
+from infer import chunked, stopping
 from infer.chunked import OutOfTime, fill_parts, open_parts
+from infer.logs import open_log
 from infer.pace import Pace
 
 SCHEMA = pa.schema([("x", pa.int64())])
@@ -125,6 +127,23 @@ class _Dying:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_where_there_is_no_terminal_lines_say_how_far_and_how_long(tmp_path: Path, monkeypatch, capsys) -> None:
+    open_log(None, main=True)
+    monkeypatch.setattr(chunked, "LINE_EVERY_S", 0.0)
+    filled(tmp_path, [1.0, 1.0, 1.0, 1.0], unit_s=0.01)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "reading 4 rows, 1 at a time: then they are kept (engine.chunk_rows)"
+    assert [line.partition(",")[0] for line in said[1:4]] == ["1 of 4 rows", "2 of 4 rows", "3 of 4 rows"]
+    assert all(re.search(r", \d+\.\d rows/s, about \d+ s to go$", line) for line in said[1:4])
+    assert len(said) == 5 and "4 rows read in" in said[4]
+
+
+def test_lines_do_not_come_oftener_than_a_reader_wants_them(tmp_path: Path, capsys) -> None:
+    open_log(None, main=True)
+    filled(tmp_path, [1.0] * 20, unit_s=0.001)
+    assert len(capsys.readouterr().out.splitlines()) == 2, "where it begins and where it ends"
+
+
 def test_a_signal_that_a_finaliser_swallowed_stops_the_run_before_the_next_chunk(tmp_path: Path) -> None:
     """Python goes on after an exception in __del__, and in callbacks from C; a chunk of minutes asks nothing itself."""
     slow, done = Pace(), []

@@ -32,6 +32,7 @@ from infer.chunked import OutOfTime, P, fill_parts, open_parts
 from infer.identity import input_identity
 from infer.logs import log
 from infer.pace import Pace
+from infer.pace import said as said_s
 from infer.parts import Parts
 from infer.predictions import OTHER_COLUMN
 from infer.ranks import any_of, world_size
@@ -187,7 +188,7 @@ class ArenaPasses:
         read = ~np.isnan(found[:, :, 0])
         cost = float((self.chunks.cost * (~read)).sum())
         seconds, loads = self.pace.seconds(cost), self.pace.load_s * int((~read).any(axis=1).sum())
-        more = "" if seconds is None else f"; it would take about {_minutes(seconds / world_size() + loads)} more"
+        more = "" if seconds is None else f"; it would take about {said_s(seconds / world_size() + loads)} more"
         log.warning(f"warning: time_budget_minutes={self.settings.time_budget_minutes:g} is spent{more}")
         for order in (1, 0):
             short = [(one, len(self.rows) - int(read[number].sum())) for number, one in enumerate(self.passes)
@@ -254,7 +255,7 @@ class ArenaPasses:
         seconds = seconds / world_size() + self.pace.load_s  # each but the first loads another checkpoint
         whole = seconds * len(order) - self.pace.load_s
         fit = int((left + self.pace.load_s) / seconds)
-        said = f"about {_minutes(whole)} for {len(order)} passes over the rows, {_minutes(left)} are left"
+        said = f"about {said_s(whole)} for {len(order)} passes over the rows, {said_s(left)} are left"
         if fit >= len(order):
             log.info(said)
         else:
@@ -273,7 +274,3 @@ def heldout_log_loss(checkpoint: Path) -> float:
         return float(read_record(checkpoint.parent / "done.json")["log_loss"])
     except (OSError, ValueError, KeyError, TypeError):
         return math.inf
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
