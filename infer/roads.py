@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from infer.outputs import output_of
 from infer.readers.by_method import reader_kind
 from models.kind_settings import TextTask
 from models.method_settings import ASKED_METHODS
@@ -58,8 +59,8 @@ def refuse_ignored(settings: Settings) -> None:
         if road not in roads and _given(flat[key]):
             raise ValueError(f"{key}={flat[key]} does nothing in {road}, expected none. {instead}")
     if road in (TEXTS, RAY) and settings.out_dir is not None and settings.output is not None:
-        output, folder = Path(settings.output), Path(settings.out_dir)
-        if Path(settings.run_dir) != output.parent and folder not in (output, *output.parents):  # no default of ours
+        output, folder = output_of(settings), Path(settings.out_dir)  # a default follows out_dir
+        if folder not in (output, *output.parents):
             raise ValueError(
                 f"out_dir={folder} does nothing with output={output}, which says where the table goes. Leave one of "
                 f"them out, or set output={folder / output.name}."

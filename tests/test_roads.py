@@ -65,6 +65,8 @@ def test_of_two_places_for_one_table_neither_is_passed_over() -> None:
         ValueError, match=r"out_dir=there does nothing with output=here/out\.csv.*output=there/out\.csv"
     ):
         refuse_ignored(compose("+experiment=reviews_soft", "output=here/out.csv", "out_dir=there"))
+    with pytest.raises(ValueError, match="out_dir=there does nothing with output="):
+        refuse_ignored(compose("+experiment=reviews_soft", "output=runs/reviews_soft/seed42/mine.csv", "out_dir=there"))
     refuse_ignored(compose("+experiment=reviews_soft", "out_dir=there"))
     refuse_ignored(compose("+experiment=reviews_soft", "output=there/out.csv", "out_dir=there"))
 
