@@ -8,6 +8,9 @@ import pytest
 import torch
 from test_deberta_attention import KINDS, assert_alike, network, padding, read
 
+from models.deberta_attention import set_tier
+from train.levers import compile_lack
+
 pytestmark = [
     pytest.mark.usefixtures("exact_float32"),
     pytest.mark.gpu,
@@ -61,6 +64,23 @@ def test_dropout_is_drawn_again_in_the_backward_pass_and_leaves_the_generator_al
         found.append(read(model, "sdpa", mask))
         assert torch.equal(torch.cuda.get_rng_state(), before)
     assert_alike(found[0], found[1], 1e-9)
+
+
+@pytest.mark.skipif(compile_lack() is not None, reason="nothing can be compiled here")
+def test_a_compiled_network_gives_the_same_logits_and_gradients() -> None:
+    """Of two lengths, the second of which the compiler reads as one of many: the bias road, forward and backward."""
+    model = network(dtype=torch.float32, initializer_range=0.05, **WIDE).cuda()
+    set_tier(model.deberta.encoder, "sdpa")
+    compiled = torch.compile(model)
+    for mask in (padding(128, 64).cuda(), padding(192, 190, 5).cuda()):
+        ids, found = torch.arange(mask.numel(), device="cuda").view(mask.shape) % 47 + 1, []
+        for one in (model, compiled):
+            model.zero_grad()
+            logits = one(ids, attention_mask=mask).logits
+            logits.square().sum().backward()
+            gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+            found.append((logits.detach(), gradients))
+        assert_alike(found[1], found[0], 1e-4)
 
 
 def test_training_keeps_nothing_of_the_size_of_the_scores() -> None:
