@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -58,7 +58,8 @@ def attend_flex(q: Tensor, k: Tensor, v: Tensor, pos_k: Tensor | None, pos_q: Te
         tables.append(None if table is None else torch.matmul(one[0], table.permute(1, 2, 0)))  # (heads, N, rows)
     rows = 0 if given is None else len(given)
     modify = None if given is None else score_modification(tables[0], tables[1], texts, rows)
-    out = _kernel(q.device.type)(q, k, v, score_mod=modify, block_mask=texts.blocks, scale=1.0)
+    kind = (q.shape[1], q.shape[3], q.dtype, *(table is not None for table in tables))
+    out = _kernel(q.device.type, kind)(q, k, v, score_mod=modify, block_mask=texts.blocks, scale=1.0)
     return out[0, :, :tokens].transpose(0, 1)
 
 
@@ -116,9 +117,21 @@ def block_mask(owner: Tensor) -> Any:
     )  # fmt: skip
 
 
-@lru_cache(maxsize=2)
-def _kernel(device: str) -> Callable[..., Any]:
+@cache
+def _kernel(device: str, kind: tuple[Any, ...]) -> Callable[..., Any]:
+    """FlexAttention, on a GPU compiled for networks of one kind: (heads, their size, number format, terms).
+
+    torch keeps eight graphs of a code object (torch._dynamo.config.recompile_limit) and runs what needs a ninth
+    unfused: with all scores in memory, and a warning in its own log. What makes the kind is constant in a graph, and
+    one kind takes four (training and not, two shapes of the block mask), so each has a code object of its own.
+    """
     from torch.nn.attention.flex_attention import flex_attention
 
-    kernel: Any = torch.compile(flex_attention) if device == "cuda" else flex_attention
-    return kernel  # type: ignore[no-any-return]
+    if device != "cuda":
+        return flex_attention
+
+    def attend(*given: Any, **named: Any) -> Any:
+        return flex_attention(*given, **named)
+
+    attend.__code__ = attend.__code__.replace(co_name=f"flex_attention_{kind[0]}x{kind[1]}")
+    return torch.compile(attend, dynamic=True)

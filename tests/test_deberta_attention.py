@@ -57,12 +57,17 @@ def read(model: Any, tier: str, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]
     """(the last hidden states of tokens that are read, every parameter's gradient)."""
     set_tier(model.deberta.encoder, tier)
     model.zero_grad()
-    ids = torch.arange(mask.numel()).view(mask.shape) % 47 + 1
+    ids = ids_like(mask)
     outputs = model.deberta(ids, attention_mask=mask, output_hidden_states=True)
     hidden = torch.stack(tuple(outputs.hidden_states))[:, mask.bool()]
     weights = torch.linspace(-1, 1, hidden.numel(), dtype=hidden.dtype, device=hidden.device).view(hidden.shape)
     (hidden * weights).sum().backward()
     return hidden.detach(), {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+
+
+def ids_like(mask: Tensor) -> Tensor:
+    """Token ids where the mask is: a network on a GPU takes no others."""
+    return torch.arange(mask.numel(), device=mask.device).view(mask.shape) % 47 + 1
 
 
 def assert_alike(found: Any, expected: Any, share: float) -> None:
@@ -116,7 +121,7 @@ def test_flex_reads_what_transformers_reads(masked: str) -> None:
 
 def states(model: Any, tier: str, mask: Tensor) -> Tensor:
     set_tier(model.deberta.encoder, tier)
-    ids = torch.arange(mask.numel()).view(mask.shape) % 47 + 1
+    ids = ids_like(mask)
     return model.deberta(ids, attention_mask=mask).last_hidden_state[mask.bool()]
 
 
@@ -196,6 +201,14 @@ def test_training_follows_a_prediction_in_inference_mode() -> None:
     with torch.inference_mode():
         states(model, "sdpa", mask)
     torch.testing.assert_close(read(model, "sdpa", mask)[0], read(model, "eager", mask)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_tests_of_a_gpu_read_on_the_device_of_their_mask() -> None:
+    """torch's meta device has shapes and no numbers, and like a GPU refuses a tensor of another device."""
+    mask = padding(70, 33, 1).to("meta")
+    assert ids_like(mask).device == mask.device and ids_like(mask).shape == mask.shape
+    model = network().to("meta")
+    assert model.deberta(ids_like(mask), attention_mask=mask).last_hidden_state.device == mask.device
 
 
 def test_attention_maps_are_transformers_own() -> None:
