@@ -130,6 +130,9 @@ def checkpoint_activations(model: Any, every: int = 1) -> None:
         enable({"use_reentrant": False})
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers makes the embeddings' output ask for a gradient, which the re-entrant way needs alone: frozen layers
+    # below the first that trains would be recomputed and run backward for nothing.
+    model.disable_input_require_grads()
     # By hand: not every transformers has every_n_layers.
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if every > 1 and not layers:

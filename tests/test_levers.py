@@ -149,6 +149,18 @@ def test_recomputed_activations_change_no_gradient(tiny_encoder: str) -> None:
             torch.testing.assert_close(one, plain)
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_frozen_layers_have_no_backward_pass_though_activations_are_recomputed(tiny_encoder: str, every: int) -> None:
+    network = load_encoder(tiny_encoder, dropout=0.0).train()
+    freeze_lowest(network, 2)
+    checkpoint_activations(network, every)
+    backward = []
+    for number, layer in enumerate(network.bert.encoder.layer):
+        layer.output.dense.register_full_backward_hook(lambda *_, number=number: backward.append(number))
+    network(**inputs()).logits.square().sum().backward()
+    assert backward == [1], "layer 0 and the embeddings are frozen"
+
+
 def test_every_optimiser_trains_and_one_that_is_not_installed_is_refused(
     tiny_encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
