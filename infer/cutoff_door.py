@@ -24,7 +24,7 @@ USE, USE_ARENA = "python -m infer ... decision=", "python -m infer.cutoffs TABLE
 def main(arguments: list[str] | None = None) -> int:
     """0 once the cutoff is found (and written) or judged, 2 for what a person has to mend."""
     given = _parser().parse_args(arguments)
-    from infer.cutoffs import read_cutoff, write_cutoff
+    from infer.cutoffs import holds_cutoff, read_cutoff, write_cutoff
     from infer.outputs import refuse_replaced
     from models.tasks.arena import LABELS
 
@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         if given.out:
             read = {"TABLE": given.table, "--judge": given.judge} if given.table.is_file() else {"--judge": given.judge}
             refuse_replaced({name: path for name, path in read.items() if path}, given.out)
+            if given.out.exists() and not holds_cutoff(given.out):
+                raise ValueError(f"{given.out} is there already and holds no cutoff. Move it, or give another -o.")
         predictions = read_labelled(given.table)
         cutoff = read_cutoff(given.decision, predictions.labels) if given.decision else _fitted(given, predictions)
         others = read_labelled(given.judge) if given.judge else None

@@ -6,16 +6,15 @@ Knows rows, readings and files; never a model.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from infer.chunked import P
-from infer.files import for_spreadsheet, write_frame
+from infer.files import for_spreadsheet, guard_formula, read_frame, write_frame
 from infer.logs import log
-from infer.parts import Parts
 from infer.predictions import OTHER_COLUMN
 from infer.readers.label import LabelReading
 from models.run_checks import OUTPUT_ENDINGS
@@ -61,18 +60,29 @@ def write_notes(path: Path, chunks: Iterable[Sequence[Mapping[str, Any]]]) -> No
     log.info(f"{path}: what was noted of {rows} rows")
 
 
-def write_labels(path: Path, source: RowSource, parts: Parts, count: int, text_column: str) -> None:
+def write_labels(
+    path: Path, source: RowSource, frames: Iterable[pd.DataFrame], text_column: str, *, spreadsheet: bool
+) -> None:
     """skill, label (the one chosen), p_<label>..., p_other; a row each, in the order of the table.
 
-    parts: `count` of them, of the chunks of source.
+    frames: of the table, one for each chunk of source. spreadsheet: no cell becomes a formula in one.
     """
     field = next(name for name, column in source.field_columns.items() if column == text_column)
     columns = [P + label for label in source.labels] + [OTHER_COLUMN]
     pieces = []
-    for (_, chunk), frame in zip(source.chunks(), parts.frames(count), strict=True):
-        assert [row.id for row in chunk] == frame["id"].tolist(), "the input changed while it was read"
+    for (_, chunk), frame in zip(source.chunks(), frames, strict=True):
+        ids = [guard_formula(row.id) if spreadsheet else row.id for row in chunk]
+        assert frame["id"].tolist() in (ids, [row.id for row in chunk]), "the input changed while it was read"
         named = pd.DataFrame({"skill": [row.fields[field] for row in chunk], LABEL_COLUMN: frame["predicted"]})
         pieces.append(pd.concat([named, frame[columns]], axis=1))
     table = pd.concat(pieces, ignore_index=True)
-    write_frame(for_spreadsheet(table) if parts.identity.get("spreadsheet") else table, path)
+    write_frame(for_spreadsheet(table) if spreadsheet else table, path)
     log.info(f"{path}: {sum(map(len, pieces))} skills, each with its label")
+
+
+def table_chunks(output: Path, source: RowSource) -> Iterator[pd.DataFrame]:
+    """A finished table in the chunks that it was read in."""
+    table, begin = read_frame(output, text=("id", "predicted")), 0
+    for _, chunk in source.chunks():
+        yield table.iloc[begin : begin + len(chunk)].reset_index(drop=True)
+        begin += len(chunk)

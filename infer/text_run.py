@@ -11,9 +11,9 @@ score). What can be refused is refused before the model is loaded. Knows the ord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infer.calibration.answers import FEWEST_ROWS
 from infer.calibration.calibrator import Calibrator, load_calibrator
@@ -35,6 +35,7 @@ from infer.text_files import (
     LABELS_FILE,
     beside,
     notes_file,
+    table_chunks,
     write_labels,
     write_notes,
 )
@@ -47,6 +48,9 @@ from models.tasks.bad_rows import write_bad_rows
 from models.tasks.damaged_rows import BadRow
 from models.tasks.skills import open_task_rows
 from models.tasks.text import RowSource, Survey
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RESERVE_S = 2.0  # of the time budget: to end whole
 PAGE_ROWS = 100_000  # of a table that gets a page by itself: ten seconds
@@ -73,6 +77,8 @@ def run_texts(settings: Settings, *, watch: Callable[[Reader], Reader] | None = 
     check_calibrator(calibrator, settings, source.labels, identity)
     if from_main(is_main() and finished(output, identity)):
         log.info(f"{output} is finished already")
+        if is_main() and isinstance(settings.task, SkillsTask) and not beside(output, LABELS_FILE).exists():
+            _write_labels(settings, source, output, table_chunks(output, source))
     else:
         _read_all(TextReading(settings, source, calibrator, decision, watch), output, identity)
     if is_main():
@@ -199,7 +205,7 @@ def _finish(reading: TextReading, parts: Parts, count: int, bad_rows: int) -> No
     source, settings, output = reading.source, reading.settings, parts.output
     extras = parts.extras(count)
     if isinstance(settings.task, SkillsTask):
-        write_labels(beside(output, LABELS_FILE), source, parts, count, settings.text.text_column)
+        _write_labels(settings, source, output, parts.frames(count))
     said: dict[str, Any] = {}
     if "notes" in extras[0]:
         write_notes(beside(output, notes_file(extras[0]["notes"])), [one["notes"] for one in extras])
@@ -210,6 +216,11 @@ def _finish(reading: TextReading, parts: Parts, count: int, bad_rows: int) -> No
     of_the_reader = {key: value for key, value in extras[0].items() if key not in ("strays", "notes")}
     left_out = {"bad_rows": bad_rows} if bad_rows else {}
     parts.merge(count, {"labels": list(source.labels), **of_the_reader, **said, **figures, **left_out})
+
+
+def _write_labels(settings: Settings, source: RowSource, output: Path, frames: Iterable[pd.DataFrame]) -> None:
+    path, column = beside(output, LABELS_FILE), settings.text.text_column
+    write_labels(path, source, frames, column, spreadsheet=settings.spreadsheet)
 
 
 def _surveyed(settings: Settings, source: RowSource, output: Path) -> Survey:

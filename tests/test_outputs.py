@@ -176,4 +176,25 @@ def test_the_commands_with_an_out_of_their_own_replace_no_table(tmp_path: Path, 
     assert cutoffs([table, "--accuracy", "0.6", "-o", table]) == 2
     assert report([table, "--out", table]) == 2
     assert capsys.readouterr().err.count("which would replace") == 2
+    (tmp_path / "mine.yaml").write_text("my: own\n")
+    assert cutoffs([table, "--accuracy", "0.6", "-o", str(tmp_path / "mine.yaml")]) == 2
+    assert "holds no cutoff" in capsys.readouterr().err and (tmp_path / "mine.yaml").read_text() == "my: own\n"
     assert (tmp_path / "out.csv").read_text().startswith("id,label")
+
+
+@pytest.mark.parametrize("more", [["output=out.csv"], ["output=out.parquet"], ["output=out.csv", "spreadsheet=true"]])
+def test_labels_that_are_gone_are_made_again_of_the_finished_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [f"{word} {number}" for number in range(9) for word in ("=Python", "patience", "-tools")]
+    rows = "".join(f"{name};{('Hard', 'Soft', 'Unknown')[at % 3]}\n" for at, name in enumerate(names))
+    Path("in.csv").write_text(f"skill;label\n{rows}")
+    line = ["+experiment=skills_tfidf", "task.input_csv=in.csv", "task.text_column=skill", "run_dir=run"]
+    train(compose(*line, "folds.count=2"))
+    run(compose(*line, "engine.chunk_rows=4", *more))
+    before = Path("out.labels.csv").read_bytes()
+    Path("out.labels.csv").unlink()
+    monkeypatch.setattr("infer.text_reading.load_reader", lambda *_: pytest.fail("the rows were read again"))
+    run(compose(*line, "engine.chunk_rows=4", *more))
+    assert Path("out.labels.csv").read_bytes() == before and before.count(b"\n") == 28
