@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from infer.arena.answer import ArenaReading, answer_all, read_test_rows
+from infer.arena.answer import PREDICTIONS, SUBMISSION, ArenaReading, answer_all, answered, read_test_rows
 from infer.blend_runs import blend_runs
 from infer.calibration.temperature import apply_temperature
 from infer.checkpoints import find_checkpoints, refuse_other_method, run_temperature, say_missing_folds
 from infer.logs import log, open_log
 from infer.outputs import files_written, inputs_of, refuse_inputs_among, where_written
 from infer.predictions import Predictions
-from infer.ranks import is_main, wait_for_all
+from infer.ranks import any_of, is_main, wait_for_all
 from infer.readers.by_method import reader_kind
 from infer.roads import refuse_ignored
 from models.kind_settings import TextTask
@@ -70,6 +70,10 @@ def _by_checkpoints(settings: Settings, out: Path) -> Predictions:
     log.info(f"{len(table.rows)} rows from {settings.arena.test_csv}; {len(checkpoints)} checkpoint(s) in {folder}")
     say_missing_folds(folder, settings.folds.only)
     work = ArenaPasses(checkpoints, table.rows, settings, out)
+    temperature = run_temperature(folder, LABELS, say=main)
+    if any_of(main and answered(work.identity, temperature, out)):
+        log.info(f"{out / SUBMISSION} is finished already: every checkpoint has read every row")
+        return Predictions.read(out / PREDICTIONS)
     with work.open() as parts:
         found, whole = work.collect(parts)
         wait_for_all()  # the main process takes the parts away
@@ -77,7 +81,6 @@ def _by_checkpoints(settings: Settings, out: Path) -> Predictions:
         read = np.flatnonzero(np.isfinite(mean[:, 0]))
         ids = np.array([row.id for row in table.rows], dtype=object)[read]
         predictions = Predictions(ids, LABELS, mean[read, : len(LABELS)], mean[read, len(LABELS)])
-        temperature = run_temperature(folder, LABELS, say=main)
         if temperature is not None and len(read):
             predictions = apply_temperature(predictions, temperature)
         if main:

@@ -181,6 +181,29 @@ def budgeted(trained: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *, reads
     return settings
 
 
+def test_a_whole_answer_is_read_by_nobody_again(
+    trained: Path, unbroken: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Nor does a run of less time put a poorer one in its place."""
+    first = predict(settings_of(trained, tmp_path))
+    assert isinstance(first, Predictions)
+    with monkeypatch.context() as patch:
+        stop_after(0, patch, AssertionError("it reads"))
+        stopping.set_time_budget(-1e6)
+        again = predict(settings_of(trained, tmp_path, "time_budget_minutes=0.001"))
+        stopping.forget()
+    assert isinstance(again, Predictions)
+    assert files(tmp_path) == unbroken and "submission.csv is finished already" in capsys.readouterr().out
+    assert np.array_equal(again.probs, first.probs) and again.ids.tolist() == first.ids.tolist()
+    (tmp_path / "submission.csv").write_text("changed by hand")
+    predict(settings_of(trained, tmp_path))
+    assert files(tmp_path) == unbroken
+    assert (tmp_path / "submission.csv.changed").read_text() == "changed by hand"
+    (tmp_path / "predictions.csv").write_bytes(b"")
+    predict(settings_of(trained, tmp_path))
+    assert files(tmp_path) == unbroken
+
+
 def record_of(out: Path) -> dict:
     return json.loads((out / "submission.csv.json").read_text())
 

@@ -237,7 +237,9 @@ def test_the_submissions_record_is_that_of_trained_runs(
     path.write_text(path.read_text() + '77,"[""unclosed","[""x""]","[""y""]"\n')
     judged(tmp_path, tiny_language_model, "task.on_bad_row=skip", "question.permutations=none")
     record = record_of(tmp_path)
-    assert list(record) == ["identity", "temperature", "rows", "rows_not_read", "passes", "filled"]
+    assert list(record) == [
+        "identity", "temperature", "rows", "rows_not_read", "passes", "filled", "output", "predictions"
+    ]  # fmt: skip
     assert record["passes"] == [{"model": tiny_language_model, "order": "as given", "rows": 10}]
     assert record["rows"] == 10 and record["filled"] == {"bad row": ["77"]} and record["temperature"] is None
     made = json.loads((tmp_path / "out" / "judge.parquet.json").read_text())

@@ -10,7 +10,7 @@ Knows tables and files; never a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 
 from infer.arena.submission import check_sample, write_submission
-from infer.identity import write_record
+from infer.identity import mark_of, write_record
 from infer.logs import log
+from infer.parts import finished
 from infer.predictions import Predictions, join
 from models.settings import ArenaTask, Settings
 from models.tasks.arena import LABELS, ArenaTable, read_rows
 from models.tasks.bad_rows import write_bad_rows
+from models.tasks.files import read_record
 
 SUBMISSION, PREDICTIONS, BAD_ROWS = "submission.csv", "predictions.csv", "bad_test_rows.csv"
 ORDERS = ("as given", "answers exchanged")
@@ -87,9 +89,26 @@ def answer_all(reading: ArenaReading, table: ArenaTable, settings: Settings, out
             "rows_not_read": len(filled.get(NOT_READ, ())),
             "passes": reading.passes,
             "filled": filled,
+            "output": mark_of(out / SUBMISSION),
+            "predictions": mark_of(out / PREDICTIONS),
         },
     )
     return predictions
+
+
+def answered(identity: Callable[[], Mapping[str, Any]], temperature: float | None, out: Path) -> bool:
+    """True where the answer stands in `out` as a run of this identity wrote it, each pass over every row in it.
+
+    identity: asked only where the record tells of such an answer. A submission that somebody changed is put aside.
+    """
+    try:
+        record = read_record(out / f"{SUBMISSION}.json")
+        whole = record["temperature"] == temperature and all(one["rows"] == record["rows"] for one in record["passes"])
+        if not whole or record["predictions"] != mark_of(out / PREDICTIONS):
+            return False
+    except (OSError, ValueError, KeyError, TypeError):  # none, damaged, or of an older version
+        return False
+    return finished(out / SUBMISSION, identity())
 
 
 def with_mean_rows(predictions: Predictions, reasons: Mapping[str, str], folder: Path) -> Predictions:
