@@ -56,7 +56,14 @@ def read_labelled(path: Path) -> Predictions:
     """The answered rows whose label is known, of a table of python -m infer or of a run's folder (calibrated)."""
     from infer.report.content import labelled
     from infer.report.run_folder import from_run, from_table
+    from models.tasks.files import read_record
 
+    fitted = path.parent / "calibration.json"
+    if path.is_file() and path.name == "heldout.csv" and fitted.is_file() and read_record(fitted)["temperature"] != 1:
+        raise ValueError(
+            f"{path} holds the numbers before the run's temperature, and infer applies a cutoff to those after it. Give "
+            f"the folder: {path.parent}"
+        )
     content = from_run(path, texts={}) if path.is_dir() else from_table(path, texts={})
     rows = labelled(content.decided())
     if rows is None:

@@ -125,3 +125,14 @@ def test_a_table_without_labels_is_refused(tmp_path: Path, capsys: pytest.Captur
 def test_the_door_opens_from_the_command_line() -> None:
     done = subprocess.run([sys.executable, "-m", "infer.cutoffs", "--help"], capture_output=True, text=True, check=True)
     assert "--label positive --precision 0.95 -o decision.yaml" in done.stdout and not done.stderr
+
+
+def test_a_runs_table_from_before_its_temperature_is_refused_for_its_folder(tmp_path: Path) -> None:
+    from infer.cutoff_door import read_labelled
+
+    (tmp_path / "calibration.json").write_text('{"method": "temperature", "temperature": 0.75}')
+    (tmp_path / "heldout.csv").write_text("id,p_no,p_yes,p_other,label\na,0.4,0.6,0,yes\n")
+    with pytest.raises(ValueError, match="before the run's temperature"):
+        read_labelled(tmp_path / "heldout.csv")
+    (tmp_path / "calibration.json").write_text('{"method": "temperature", "temperature": 1.0}')
+    assert len(read_labelled(tmp_path / "heldout.csv")) == 1
