@@ -61,7 +61,7 @@ def read_labelled(path: Path) -> Predictions:
     fitted = path.parent / "calibration.json"
     if path.is_file() and path.name == "heldout.csv" and fitted.is_file() and read_record(fitted)["temperature"] != 1:
         raise ValueError(
-            f"{path} holds the numbers before the run's temperature, and infer applies a cutoff to those after it. Give "
+            f"{path} holds the numbers before the run's temperature, and infer applies a cutoff to those after. Give "
             f"the folder: {path.parent}"
         )
     content = from_run(path, texts={}) if path.is_dir() else from_table(path, texts={})
