@@ -104,7 +104,8 @@ def answered(identity: Callable[[], Mapping[str, Any]], temperature: float | Non
     try:
         record = read_record(out / f"{SUBMISSION}.json")
         whole = record["temperature"] == temperature and all(one["rows"] == record["rows"] for one in record["passes"])
-        if not whole or record["predictions"] != mark_of(out / PREDICTIONS):
+        listed = (out / BAD_ROWS).exists() == (BAD_ROW in record["filled"])  # else a list of another file's rows
+        if not whole or not listed or record["predictions"] != mark_of(out / PREDICTIONS):
             return False
     except (OSError, ValueError, KeyError, TypeError):  # none, damaged, or of an older version
         return False
