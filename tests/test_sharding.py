@@ -67,7 +67,7 @@ def test_deepspeed_takes_the_configuration_of_every_experiment(sharding: str, st
             plain,
             Path("unused"),
             items=100,
-            step_items=8,
+            step_items=plain.trainer.batch_rows * plain.trainer.accumulation,
             seed=0,
             rate=1e-4,
             precision="fp32",
