@@ -171,6 +171,8 @@ def to_settings(cfg: DictConfig, sweep: str = "") -> Settings:
         if settings.output is not None:
             output = Path(settings.output)
             settings.output = str(output.parent / folder / output.name)
+        if settings.out_dir is not None:
+            settings.out_dir = str(Path(settings.out_dir) / folder)
     return settings
 
 

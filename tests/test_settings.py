@@ -220,7 +220,9 @@ def test_jobs_of_a_sweep_write_outputs_of_their_own() -> None:
 
     with initialize_config_module("conf", version_base="1.3"):
         config = hydra_compose("config", overrides=[SOFT, "output=soft/out.csv"])
+        arena = hydra_compose("config", overrides=["+experiment=arena_length", "out_dir=answers"])
     assert to_settings(config, "question.chat=no").output == "soft/question.chat=no/out.csv"
+    assert to_settings(arena, "seed=1").out_dir == "answers/seed=1"
 
 
 @pytest.mark.parametrize(
