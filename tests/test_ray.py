@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -156,18 +157,19 @@ def test_a_stopped_and_a_killed_driver_leave_parts_and_no_process(
     process = start(tmp_path, tiny_language_model, ray_folder)
     said, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, errors[-3000:]
-    assert f"{len(killed)} parts are there already" in said
+    there = re.search(r"(\d+) parts are there already", said)
+    assert there is not None and int(there[1]) >= len(killed), "a worker may end its chunk after its driver's death"
     assert_as_local(tmp_path, tiny_language_model)
     assert killed.items() <= {path.name: path.stat().st_ino for path in parts(tmp_path)}.items()
 
 
 @pytest.mark.slow
-def test_a_time_budget_ends_in_time_and_the_same_command_reads_the_rest(
+def test_a_time_budget_ends_in_time_and_leaves_its_parts(
     tmp_path: Path, tiny_language_model: str, ray_folder: Path
 ) -> None:
-    """Long rows, so that reading them all takes longer than Ray's start and the budget."""
-    rows = reviews(ROWS)
-    rows["text"] = [f"{text} " * 300 for text in rows["text"]]
+    """So many long rows that two quiet cores need minutes for them, and not the budget."""
+    rows = reviews(20 * ROWS)
+    rows["text"] = [f"{text} " * 100 for text in rows["text"]]
     (tmp_path / "in").mkdir()
     rows.to_parquet(tmp_path / "in" / "a.parquet", row_group_size=80)
     minutes = [f"time_budget_minutes={BUDGET_S / 60}", "engine.max_tokens=2048"]
@@ -181,5 +183,5 @@ def test_a_time_budget_ends_in_time_and_the_same_command_reads_the_rest(
     assert seconds < BUDGET_S + 15, "Python's own start and end are not of the budget"
     assert not ray_processes(ray_folder)
     made = {path.name: path.stat().st_ino for path in parts(tmp_path)}
-    assert len(made) < 80 and not (tmp_path / "out" / "_record.json").exists()
+    assert len(made) < 20 * 80 and not (tmp_path / "out" / "_record.json").exists()
     assert not (tmp_path / "out" / "_reading").exists()
