@@ -11,20 +11,23 @@ knows yet. Knows signals and clocks; never what a step is.
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+UNHEARD_S = 0.05  # until a signal that Python dropped comes again: a finaliser is over by then
 AGAIN_S = 3.0  # launchers repeat a signal at once to their processes: sooner than this it is the same wish
 SIGNAL_CODE = 128  # exit code of a run that a signal stopped: 128 + its number, as shells have it
 
 _started = time.monotonic()  # of this process, as far as its clock is ours
-_state: dict[str, float | int | None] = {"signal": None, "at": 0.0, "steps": 0, "deadline": None}
+_state: dict[str, Any] = {"signal": None, "at": 0.0, "steps": 0, "deadline": None, "unraisable": None}
 
 
 class Stopped(BaseException):
@@ -49,6 +52,9 @@ def listen() -> None:
     if threading.current_thread() is threading.main_thread():
         for one in SIGNALS:
             signal.signal(one, _received)
+        if sys.unraisablehook is not _unheard:
+            _state["unraisable"] = sys.unraisablehook
+            sys.unraisablehook = _unheard
 
 
 def asked_to_stop() -> int | None:
@@ -134,6 +140,18 @@ def forget() -> None:
     global _started
     _started = time.monotonic()
     _state.update(signal=None, at=0.0, steps=0, deadline=None)
+
+
+def _unheard(found: Any) -> None:
+    """Python drops what is raised in a finaliser: the signal comes again a moment later, where it is heard."""
+    if not isinstance(found.exc_value, Stopped):
+        (_state["unraisable"] or sys.__unraisablehook__)(found)
+        return
+    _state["signal"] = None
+    again = threading.Timer(UNHEARD_S, os.kill, (os.getpid(), found.exc_value.signal_number))
+    again.daemon = True
+    with suppress(RuntimeError):  # the interpreter ends already
+        again.start()
 
 
 def _received(number: int, frame: FrameType | None) -> None:

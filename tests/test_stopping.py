@@ -313,3 +313,26 @@ def test_a_forked_process_does_not_hold_its_parents_lock(tmp_path: Path) -> None
         hold(tmp_path / "lock", "taken").close()
     finally:
         os.kill(worker, signal.SIGKILL)
+
+
+def test_a_signal_that_meets_a_finaliser_is_heard_a_moment_later() -> None:
+    def work(say: Say) -> None:
+        listen()
+
+        class Finalised:
+            def __del__(self) -> None:
+                say("in a finaliser")
+                time.sleep(60)
+
+        one = Finalised()
+        del one
+        say("past it")
+        time.sleep(60)
+        say("never heard")
+
+    child = Child(work)
+    assert child.says() == "in a finaliser"
+    child.send(signal.SIGTERM)
+    code, said = child.ends()
+    assert code == 143 and said[0] == "past it", said
+    assert len(said) == 2 and said[1].startswith("raised Stopped by SIGTERM"), said
