@@ -140,7 +140,7 @@ def test_a_signal_to_a_training_and_its_loaders_workers_stops_it_as_one_to_itsel
     step, workers = loop.compute_loss, set()
 
     def signalled(*given, **named):
-        if loop.state.global_step == 2:
+        if loop.state.global_step == 3:  # the second of its epoch: both workers have given a batch
             found = multiprocessing.active_children()
             workers.update(worker.pid for worker in found)
             for worker in found:
@@ -151,6 +151,6 @@ def test_a_signal_to_a_training_and_its_loaders_workers_stops_it_as_one_to_itsel
         return step(*given, **named)
 
     loop.compute_loss = signalled  # type: ignore[method-assign]
-    with pytest.raises(Stopped, match="step 3 of 6 is saved"), stopping.finishing_steps():
+    with pytest.raises(Stopped, match="step 4 of 6 is saved"), stopping.finishing_steps():
         loop.train()
     assert len(workers) == 2
